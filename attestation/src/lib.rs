@@ -1,0 +1,1 @@
+//! Parses and verifies AWS Nitro Enclaves attestation documents.

@@ -1,0 +1,1 @@
+//! Reads, writes, measures and builds Enclave Image Format files.

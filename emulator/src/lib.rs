@@ -1,0 +1,1 @@
+//! A Nitro-shaped machine on any Linux box, for development and tests.

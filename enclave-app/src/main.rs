@@ -1,0 +1,3 @@
+//! The agent: PID 1 inside the enclave.
+
+fn main() {}

@@ -1,0 +1,5 @@
+//! Builds, inspects and verifies enclave images and attestation documents.
+
+mod verify;
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! A small HTTP server to run in an enclave.
+
+fn main() {}

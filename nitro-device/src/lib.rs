@@ -1,0 +1,1 @@
+//! The Nitro Enclaves device, huge pages and the Nitro Security Module.

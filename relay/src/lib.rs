@@ -1,0 +1,1 @@
+//! Carries bytes between a TCP and a vsock connection.

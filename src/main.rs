@@ -1,0 +1,3 @@
+//! Runs an AWS Nitro Enclave as the entrypoint of a container.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The frames between shim and agent, and the agent's settings.
