@@ -1,0 +1,202 @@
+//! Every message, by connection. CBOR arrays with numbered variants: a number
+//! is never reused, fields are only ever added at the end.
+
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+
+use crate::SessionToken;
+
+/// The version of this protocol. The agent is measured and the shim is not, so
+/// the two may come from different releases: the agent refuses a version that
+/// it does not know and names its own.
+pub const PROTOCOL: u16 = 1;
+
+/// The first frame of a control, attestation or stream connection.
+///
+/// The first control hello claims the agent; every later hello must carry the
+/// same token.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// [`PROTOCOL`] of the shim.
+    #[n(0)]
+    pub version: u16,
+    /// The secret of this enclave's life.
+    #[n(1)]
+    pub token: SessionToken,
+}
+
+/// The agent's answer to a [`Hello`]. After `Refused` it closes the connection.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Greeting {
+    /// The connection may be used.
+    #[n(0)]
+    Welcome {
+        /// The agent's build, for logs only.
+        #[n(0)]
+        build: String,
+    },
+    /// It may not.
+    #[n(1)]
+    Refused(#[n(0)] Refusal),
+}
+
+/// Why the agent does not talk to this peer.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+pub enum Refusal {
+    /// Another token claimed the enclave first.
+    #[n(0)]
+    #[error("the enclave is claimed by another shim")]
+    AlreadyClaimed,
+    /// Attestation or stream connection before any control connection.
+    #[n(1)]
+    #[error("the enclave is not claimed yet")]
+    NotClaimed,
+    /// The agent does not speak the shim's version.
+    #[n(2)]
+    #[error("the agent speaks protocol {supported}")]
+    Version {
+        /// The version that the agent speaks.
+        #[n(0)]
+        supported: u16,
+    },
+    /// The first frame was no hello, or came too late.
+    #[n(3)]
+    #[error("the first frame is not a hello")]
+    NotAHello,
+}
+
+/// How far the enclave has come. Only ever moves forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Phase {
+    /// The agent runs; the workload does not yet.
+    #[n(0)]
+    AgentUp,
+    /// The workload has been started.
+    #[n(1)]
+    WorkloadStarted,
+    /// The workload is ready by the rule of its settings.
+    #[n(2)]
+    Ready,
+}
+
+/// How a workload ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum ExitStatus {
+    /// It called exit with this code.
+    #[n(0)]
+    Code(#[n(0)] u8),
+    /// A signal of this number ended it.
+    #[n(1)]
+    Signal(#[n(0)] u8),
+}
+
+impl ExitStatus {
+    /// The code that a shell would report: 128 + n for a signal.
+    pub fn shell_code(self) -> u8 {
+        match self {
+            ExitStatus::Code(code) => code,
+            ExitStatus::Signal(signal) => 128u8.saturating_add(signal),
+        }
+    }
+}
+
+/// Shim to agent, on the control connection.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ToAgent {
+    /// Answered by [`ToShim::Pong`] with the same id.
+    #[n(0)]
+    Ping {
+        /// Any number.
+        #[n(0)]
+        id: u64,
+    },
+    /// SIGTERM to the workload; SIGKILL when the grace is over.
+    #[n(1)]
+    Stop {
+        /// Milliseconds between the two.
+        #[n(0)]
+        grace_ms: u32,
+    },
+    /// SIGKILL to the workload now.
+    #[n(2)]
+    Hurry,
+    /// A signal to pass on as it is (HUP, USR1, USR2, WINCH …).
+    #[n(3)]
+    Signal {
+        /// The Linux signal number.
+        #[n(0)]
+        number: u8,
+    },
+    /// The exit status is known here: the enclave may power off.
+    #[n(4)]
+    Goodbye,
+}
+
+/// Agent to shim, on the control connection. The current phase is sent right
+/// after the greeting; whatever was said before a reconnect and still matters
+/// (an exit, a failure) is said again.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ToShim {
+    /// The answer to a ping.
+    #[n(0)]
+    Pong {
+        /// The ping's id.
+        #[n(0)]
+        id: u64,
+    },
+    /// The enclave has reached a phase.
+    #[n(1)]
+    Reached {
+        /// Which one.
+        #[n(0)]
+        phase: Phase,
+        /// Milliseconds since the agent started.
+        #[n(1)]
+        after_ms: u64,
+    },
+    /// The workload has ended. Repeated on every connection until `Goodbye`.
+    #[n(2)]
+    Exited(#[n(0)] ExitStatus),
+    /// The workload cannot be run at all (settings, root filesystem, program).
+    #[n(3)]
+    Failed {
+        /// One line for the operator: what was tried on which object, and why not.
+        #[n(0)]
+        cause: String,
+    },
+}
+
+/// Asks for a document. Outsiders choose the nonce and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AttestationRequest {
+    /// At most 1024 bytes (the NSM's limit).
+    #[n(0)]
+    pub nonce: ByteVec,
+}
+
+/// The answer to an [`AttestationRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AttestationAnswer {
+    /// A document, or why there is none.
+    #[n(0)]
+    pub outcome: AttestationOutcome,
+    /// Microseconds that the NSM took.
+    #[n(1)]
+    pub nsm_us: u64,
+}
+
+/// What became of an [`AttestationRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum AttestationOutcome {
+    /// A COSE_Sign1 as the NSM signed it.
+    #[n(0)]
+    Document(#[n(0)] ByteVec),
+    /// The NSM, or the agent, refused.
+    #[n(1)]
+    Refused {
+        /// One line for the client.
+        #[n(0)]
+        cause: String,
+    },
+}
