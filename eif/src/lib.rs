@@ -1,1 +1,30 @@
-//! Reads, writes, measures and builds Enclave Image Format files.
+//! Reads, writes, measures and builds Enclave Image Format (EIF) files.
+//!
+//! ```text
+//! kernel, cmdline, metadata ──┐
+//! agent   ──ramdisk──▶ cpio ──┼──▶ ImageWriter ──▶ FILE.eif ──▶ Image ──▶ Layout
+//! rootfs  ──ramdisk──▶ cpio ──┘         └────────▶ Measurements ◀──┘
+//! ```
+//!
+//! Read [`layout`] first (the format), then [`image`] (checks a file that
+//! nobody vouches for), [`measure`](Measurements), [`writer`] and [`ramdisk`].
+#![forbid(unsafe_code)]
+
+pub mod boot_files;
+pub mod cpio;
+pub mod image;
+pub mod layout;
+mod measure;
+pub mod metadata;
+pub mod pcr;
+pub mod ramdisk;
+pub mod shadow;
+pub mod signature;
+mod source;
+pub mod writer;
+
+pub use image::{Image, ImageError};
+pub use layout::{Architecture, Fault, Layout, Section, SectionKind};
+pub use metadata::{BuildMetadata, Metadata};
+pub use pcr::{Measurements, ParsePcrError, Pcr};
+pub use writer::{ImageWriter, WriteError};

@@ -1,0 +1,199 @@
+//! Recognises what goes into an image before it is measured and shipped: a
+//! kernel that a boot loader would take, an agent that runs with nothing
+//! else in the ramdisk.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use crate::layout::Architecture;
+
+/// Why a kernel or an agent cannot go into an image.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what each means")]
+pub enum BootFileError {
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is not a kernel: neither a bzImage (x86_64) nor an uncompressed Image (aarch64)", .path.display())]
+    NotAKernel { path: PathBuf },
+    #[error("{} is not a 64-bit little-endian ELF program", .path.display())]
+    NotAProgram { path: PathBuf },
+    #[error("{} is an ELF file but not a program (type {kind}, expected 2 or 3)", .path.display())]
+    NotExecutable { path: PathBuf, kind: u16 },
+    #[error("{} has a broken ELF header", .path.display())]
+    BrokenProgram { path: PathBuf },
+    #[error("{} is linked dynamically (it asks for an interpreter): the ramdisk holds no libraries, link it statically", .path.display())]
+    Dynamic { path: PathBuf },
+    #[error("{} is for {actual}, the kernel is for {expected}", .path.display())]
+    Architecture { path: PathBuf, expected: Architecture, actual: String },
+}
+
+/// A file that looks like a kernel.
+pub struct Kernel {
+    /// Open for reading, at its start.
+    pub file: File,
+    /// What it boots on.
+    pub architecture: Architecture,
+    /// Version as the kernel's header states it, such as `6.1.0-28-amd64`;
+    /// `unknown` where the format has none (aarch64).
+    pub version: String,
+}
+
+/// Opens a kernel. Recognised by Documentation/arch/x86/boot.rst (0xAA55 at
+/// 0x1FE, `HdrS` at 0x202) and Documentation/arch/arm64/booting.rst (`ARM\x64`
+/// at 0x38).
+pub fn open_kernel(path: &Path) -> Result<Kernel, BootFileError> {
+    let (file, head) = open_with_head(path, 0x8200)?;
+    if head.get(0x1FE..0x200) == Some(&[0x55, 0xAA]) && head.get(0x202..0x206) == Some(b"HdrS") {
+        let version = bzimage_version(&head).unwrap_or_else(|| "unknown".to_owned());
+        return Ok(Kernel { file, architecture: Architecture::X86_64, version });
+    }
+    if head.get(0x38..0x3C) == Some(b"ARM\x64") {
+        return Ok(Kernel { file, architecture: Architecture::Aarch64, version: "unknown".to_owned() });
+    }
+    Err(BootFileError::NotAKernel { path: path.to_owned() })
+}
+
+/// First word of the text that the header's `kernel_version` (0x20E, less
+/// 0x200) points to.
+fn bzimage_version(head: &[u8]) -> Option<String> {
+    let pointer = u16::from_le_bytes([*head.get(0x20E)?, *head.get(0x20F)?]);
+    if pointer == 0 {
+        return None;
+    }
+    let text = head.get(usize::from(pointer) + 0x200..)?;
+    let end = text.iter().position(|byte| matches!(byte, 0 | b' '))?;
+    let version = std::str::from_utf8(&text[..end]).ok()?;
+    (!version.is_empty() && version.len() <= 64 && version.is_ascii()).then(|| version.to_owned())
+}
+
+const PT_INTERP: u32 = 3;
+const PROGRAM_HEADER_LEN: u16 = 56;
+
+/// Opens an agent: a statically linked ELF program for `architecture`.
+pub fn open_agent(path: &Path, architecture: Architecture) -> Result<File, BootFileError> {
+    let (file, head) = open_with_head(path, 64)?;
+    if head.len() < 64 || head[..6] != *b"\x7fELF\x02\x01" {
+        return Err(BootFileError::NotAProgram { path: path.to_owned() });
+    }
+    let half = |offset: usize| u16::from_le_bytes([head[offset], head[offset + 1]]);
+    let kind = half(16);
+    if !matches!(kind, 2 | 3) {
+        return Err(BootFileError::NotExecutable { path: path.to_owned(), kind });
+    }
+    let actual = match half(18) {
+        62 => "x86_64".to_owned(),
+        183 => "aarch64".to_owned(),
+        other => format!("ELF machine {other}"),
+    };
+    if actual != architecture.to_string() {
+        return Err(BootFileError::Architecture { path: path.to_owned(), expected: architecture, actual });
+    }
+    let mut table = [0; 8];
+    table.copy_from_slice(&head[32..40]);
+    if wants_interpreter(&file, path, u64::from_le_bytes(table), half(54), half(56))? {
+        return Err(BootFileError::Dynamic { path: path.to_owned() });
+    }
+    Ok(file)
+}
+
+fn wants_interpreter(
+    file: &File,
+    path: &Path,
+    table: u64,
+    size: u16,
+    count: u16,
+) -> Result<bool, BootFileError> {
+    let broken = || BootFileError::BrokenProgram { path: path.to_owned() };
+    if size != PROGRAM_HEADER_LEN || count == 0 {
+        return Err(broken());
+    }
+    for index in 0..u64::from(count) {
+        let offset = table.checked_add(index * u64::from(size)).ok_or_else(broken)?;
+        let mut kind = [0; 4];
+        file.read_exact_at(&mut kind, offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput => broken(),
+            _ => BootFileError::Read { path: path.to_owned(), source: error },
+        })?;
+        if u32::from_le_bytes(kind) == PT_INTERP {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The file, at its start, and up to `len` first bytes of it.
+fn open_with_head(path: &Path, len: u64) -> Result<(File, Vec<u8>), BootFileError> {
+    let read = || -> io::Result<(File, Vec<u8>)> {
+        let mut file = File::open(path)?;
+        let mut head = Vec::new();
+        (&mut file).take(len).read_to_end(&mut head)?;
+        io::Seek::rewind(&mut file)?;
+        Ok((file, head))
+    };
+    read().map_err(|source| BootFileError::Read { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    fn bzimage() -> Vec<u8> {
+        let mut bytes = vec![0; 0x1000];
+        bytes[0x1FE..0x200].copy_from_slice(&[0x55, 0xAA]);
+        bytes[0x202..0x206].copy_from_slice(b"HdrS");
+        bytes[0x20E..0x210].copy_from_slice(&0x600_u16.to_le_bytes());
+        bytes[0x800..0x80E].copy_from_slice(b"6.1.0-1 (x@y) ");
+        bytes
+    }
+
+    fn program(machine: u16, segment: u32) -> Vec<u8> {
+        let mut bytes = vec![0; 64 + 56];
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        bytes[16] = 3;
+        bytes[18..20].copy_from_slice(&machine.to_le_bytes());
+        bytes[32] = 64;
+        bytes[54] = 56;
+        bytes[56] = 1;
+        bytes[64..68].copy_from_slice(&segment.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn kernels_are_recognised_with_their_version() {
+        let kernel = open_kernel(file(&bzimage()).path()).unwrap();
+        assert_eq!((kernel.architecture, kernel.version.as_str()), (Architecture::X86_64, "6.1.0-1"));
+        let mut arm = vec![0; 0x40];
+        arm[0x38..].copy_from_slice(b"ARM\x64\0\0\0\0");
+        assert_eq!(open_kernel(file(&arm).path()).unwrap().architecture, Architecture::Aarch64);
+    }
+
+    #[test]
+    fn other_files_are_no_kernels() {
+        for bytes in [&b""[..], b"\x7fELF", &[0; 0x1000], &bzimage()[..0x204]] {
+            assert!(matches!(open_kernel(file(bytes).path()), Err(BootFileError::NotAKernel { .. })));
+        }
+    }
+
+    #[test]
+    fn an_agent_is_static_and_of_the_kernels_machine() {
+        let open = |bytes: &[u8]| open_agent(file(bytes).path(), Architecture::X86_64);
+        assert!(open(&program(62, 1)).is_ok());
+        assert!(matches!(open(&program(62, PT_INTERP)), Err(BootFileError::Dynamic { .. })));
+        assert!(matches!(open(&program(183, 1)), Err(BootFileError::Architecture { .. })));
+        assert!(matches!(open(&program(62, 1)[..90][..64]), Err(BootFileError::BrokenProgram { .. })));
+        assert!(matches!(open(b"#!/bin/sh\n"), Err(BootFileError::NotAProgram { .. })));
+        let mut object = program(62, 1);
+        object[16] = 1;
+        assert!(matches!(open(&object), Err(BootFileError::NotExecutable { kind: 1, .. })));
+    }
+}
