@@ -1,0 +1,47 @@
+# make demo   the main job from image build to verified attestation document
+# make test   every test; what CI runs
+# Both install what is missing and give back what they borrow.
+
+CARGO ?= cargo
+TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
+BIN := target/$(TRIPLE)/debug
+# 2 MiB pages that the end-to-end tests hold at most: eight enclaves of 64 MiB
+# side by side, and what the nodes of single tests add.
+TEST_PAGES := 512
+DEMO_PAGES := 64
+
+.PHONY: demo test check bench fuzz programs release clean
+
+demo: programs
+	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)
+
+test: programs
+	scripts/setup.sh test
+	scripts/with-huge-pages.sh $(TEST_PAGES) $(CARGO) test --workspace
+	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)
+
+programs:
+	scripts/setup.sh build
+	$(CARGO) build --workspace --bins
+	scripts/rootfs.sh $(BIN)/hello target/hello-rootfs
+	scripts/kernel.sh
+
+release:
+	scripts/setup.sh build
+	$(CARGO) build --workspace --bins --release
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	scripts/deny.sh
+
+bench:
+	scripts/setup.sh test
+	scripts/bench.sh
+
+fuzz:
+	scripts/fuzz.sh
+
+clean:
+	$(CARGO) clean

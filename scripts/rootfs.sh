@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Makes the root filesystem of examples/hello: one static program and its users.
+# Usage: scripts/rootfs.sh HELLO_BINARY DIRECTORY
+set -euo pipefail
+binary=$1
+root=$2
+rm -rf "$root"
+mkdir -p "$root"/{etc,tmp,run,proc,sys,dev}
+install -m 0755 "$binary" "$root/hello"
+cat >"$root/etc/passwd" <<'USERS'
+root:x:0:0:root:/:/bin/false
+app:x:1000:1000:app:/:/bin/false
+USERS
+cat >"$root/etc/group" <<'GROUPS'
+root:x:0:
+app:x:1000:
+GROUPS
+chmod 1777 "$root/tmp"

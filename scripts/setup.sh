@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs what the build and the tests need on Debian 12, and only what is missing.
+# Usage: scripts/setup.sh build|test
+set -euo pipefail
+
+declare -A package_of=([cc]=gcc [make]=make [dpkg-deb]=dpkg [curl]=curl [openssl]=openssl)
+if [ "${1:-build}" = test ]; then
+    package_of+=([python3]=python3 [socat]=socat [cpio]=cpio [ip]=iproute2 [strace]=strace)
+fi
+
+command -v cargo >/dev/null || {
+    echo "setup: cargo is missing: install a stable Rust toolchain (1.91 or newer) first" >&2
+    exit 69
+}
+
+missing=()
+for program in "${!package_of[@]}"; do
+    command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+sudo=()
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || { echo "setup: not root and no sudo: install ${missing[*]} by hand" >&2; exit 69; }
+    sudo=(sudo)
+fi
+echo "setup: installing ${missing[*]}" >&2
+"${sudo[@]}" apt-get update -qq
+DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
