@@ -1,5 +1,43 @@
 //! Builds, inspects and verifies enclave images and attestation documents.
+#![forbid(unsafe_code)]
 
+mod build;
+mod failure;
+mod inspect;
+mod manifest;
+mod output;
+mod progress;
+mod report;
 mod verify;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::failure::{Blame, OrBlame};
+
+/// Builds, inspects and verifies enclave images and attestation documents.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+enum Command {
+    Build(build::Args),
+    Inspect(inspect::Args),
+    Verify(Box<verify::Args>),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Command::try_parse() {
+        Ok(Command::Build(args)) => build::run(args),
+        Ok(Command::Inspect(args)) => inspect::run(args),
+        Ok(Command::Verify(args)) => verify::run(*args).or_blame(Blame::Io),
+        Err(error) => return usage(&error),
+    };
+    outcome.unwrap_or_else(|failure| failure.report())
+}
+
+/// `--help` and `--version` come here as well, and are no errors.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing is left to do when the terminal is gone.
+    let _ = error.print();
+    if error.use_stderr() { Blame::Usage.exit_code() } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,237 @@
+//! `enclavectl build`: a root filesystem, a kernel and a manifest become an
+//! image. Same inputs, same bytes.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, anyhow};
+use eif::{
+    Architecture, BuildMetadata, ImageWriter, Measurements, Metadata, WriteError,
+    boot_files::{BootFileError, Kernel, open_agent, open_kernel},
+    ramdisk::{self, RamdiskError, Workload},
+};
+use serde::Serialize;
+
+use crate::{
+    failure::{Blame, Failure, OrBlame},
+    manifest::Manifest,
+    output::OutputFile,
+    progress,
+    report::{MeasurementsReport, print_json},
+};
+
+/// AWS's command lines for its own kernels (aws-nitro-enclaves-cli, blobs/).
+const CMDLINE_X86_64: &str = "reboot=k panic=30 pci=off nomodules console=ttyS0 i8042.noaux i8042.nomux \
+                              i8042.nopnp i8042.dumbkbd random.trust_cpu=on";
+const CMDLINE_AARCH64: &str =
+    "reboot=k panic=30 pci=off nomodules console=ttyS0 random.trust_cpu=on root=/dev/ram0";
+/// Beside this program, when `--agent` is not given.
+const AGENT_NAME: &str = "enclave-app";
+
+/// Builds an enclave image from a root filesystem, and prints what it
+/// measures to.
+///
+/// The same inputs give the same bytes. The build time in the image's metadata
+/// (which is not measured) is SOURCE_DATE_EPOCH, or 1970-01-01T00:00:00Z.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Directory that becomes the workload's root filesystem
+    #[arg(long, value_name = "DIR")]
+    rootfs: PathBuf,
+    /// Kernel to boot: bzImage (x86_64) or uncompressed Image (aarch64)
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Kernel command line [default: AWS's for the kernel's architecture]
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// Agent, a static program that becomes /init [default: enclave-app beside enclavectl]
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// Manifest of the application
+    #[arg(long, value_name = "FILE")]
+    app: PathBuf,
+    /// Image to write; it appears whole or not at all
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct BuildReport {
+    measurements: MeasurementsReport,
+}
+
+pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+    let build_time = build_time(env::var("SOURCE_DATE_EPOCH").ok().as_deref()).or_blame(Blame::Usage)?;
+    let manifest = read_manifest(&args.app)?;
+    let settings = manifest
+        .settings()
+        .to_json()
+        .with_context(|| format!("cannot use manifest {}", args.app.display()))
+        .or_blame(Blame::Usage)?;
+    let kernel = open_kernel(&args.kernel)?;
+    let agent_path = agent_path(args.agent.as_deref())?;
+    let agent = open_agent(&agent_path, kernel.architecture)?;
+    let workload = Workload::scan(&args.rootfs)?;
+
+    let describe = || format!("cannot create {}", args.output.display());
+    let output = OutputFile::create(&args.output).with_context(describe).or_blame(Blame::CannotCreate)?;
+    let metadata = metadata(&manifest, build_time, &kernel);
+    let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline(kernel.architecture));
+    let measurements = write(&output, kernel, cmdline, &metadata, (agent, &agent_path), &workload, &settings)
+        .map_err(BuildError::into_failure)?;
+    output.publish().with_context(describe).or_blame(Blame::CannotCreate)?;
+
+    print_json(&BuildReport { measurements: measurements.into() })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(
+    output: &OutputFile,
+    mut kernel: Kernel,
+    cmdline: &str,
+    metadata: &Metadata,
+    (mut agent, agent_path): (fs::File, &Path),
+    workload: &Workload,
+    settings: &[u8],
+) -> Result<Measurements, BuildError> {
+    let file = output.file().map_err(WriteError::Output)?;
+    let mut writer = ImageWriter::create(file, kernel.architecture, &mut kernel.file, cmdline, metadata)?;
+    writer.generate_ramdisk(|ramdisk| {
+        ramdisk::write_agent(&mut agent, agent_path, ramdisk).map(drop).map_err(BuildError::from)
+    })?;
+    let packing = progress::bar("packing", workload.bytes());
+    writer.generate_ramdisk(|ramdisk| {
+        workload.write(settings, ramdisk, &|bytes| packing.inc(bytes)).map(drop).map_err(BuildError::from)
+    })?;
+    packing.finish_and_clear();
+    let measuring = progress::bar("measuring", 0);
+    let (_, measurements) =
+        writer.finish_with(|total| measuring.set_length(total), &|bytes| measuring.inc(bytes))?;
+    measuring.finish_and_clear();
+    Ok(measurements)
+}
+
+/// Why [`write`] failed.
+#[derive(Debug, thiserror::Error)]
+enum BuildError {
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Ramdisk(#[from] RamdiskError),
+}
+
+impl BuildError {
+    fn into_failure(self) -> Failure {
+        match self {
+            BuildError::Write(error) => error.into(),
+            BuildError::Ramdisk(error) => error.into(),
+        }
+    }
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Failure {
+        let blame = match error {
+            WriteError::LongCmdline { .. }
+            | WriteError::NulInCmdline
+            | WriteError::LongMetadata { .. }
+            | WriteError::Metadata(_) => Blame::Usage,
+            WriteError::EmptyKernel | WriteError::NoRamdisk | WriteError::TooManyRamdisks => Blame::Data,
+            WriteError::Kernel(_)
+            | WriteError::Ramdisk { .. }
+            | WriteError::Output(_)
+            | WriteError::ReadBack(_) => Blame::Io,
+        };
+        Failure::new(blame, error)
+    }
+}
+
+impl From<RamdiskError> for Failure {
+    fn from(error: RamdiskError) -> Failure {
+        let blame = match error {
+            RamdiskError::Read { .. } => Blame::NoInput,
+            RamdiskError::TooLarge { .. } | RamdiskError::Changed { .. } | RamdiskError::LongPath { .. } => {
+                Blame::Data
+            }
+            RamdiskError::Output(_) => Blame::Io,
+        };
+        Failure::new(blame, error)
+    }
+}
+
+impl From<BootFileError> for Failure {
+    fn from(error: BootFileError) -> Failure {
+        let blame = if matches!(error, BootFileError::Read { .. }) { Blame::NoInput } else { Blame::Data };
+        Failure::new(blame, error)
+    }
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest, Failure> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read manifest {}", path.display()))
+        .or_blame(Blame::NoInput)?;
+    Manifest::from_yaml(&text)
+        .with_context(|| format!("cannot use manifest {}", path.display()))
+        .or_blame(Blame::Usage)
+}
+
+fn agent_path(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = given {
+        return Ok(path.to_owned());
+    }
+    let beside = env::current_exe().context("cannot find this program's own file").or_blame(Blame::Io)?;
+    let path = beside.with_file_name(AGENT_NAME);
+    if !path.exists() {
+        let hint = anyhow!("there is no agent at {} (name one with --agent)", path.display());
+        return Err(Failure::new(Blame::NoInput, hint));
+    }
+    Ok(path)
+}
+
+fn default_cmdline(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::X86_64 => CMDLINE_X86_64,
+        Architecture::Aarch64 => CMDLINE_AARCH64,
+    }
+}
+
+fn metadata(manifest: &Manifest, build_time: String, kernel: &Kernel) -> Metadata {
+    Metadata {
+        image_name: manifest.name.clone(),
+        image_version: manifest.version.clone(),
+        build: BuildMetadata {
+            build_time,
+            build_tool: env!("CARGO_PKG_NAME").to_owned(),
+            build_tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            operating_system: "Linux".to_owned(),
+            kernel_version: kernel.version.clone(),
+        },
+        docker_info: serde_json::Value::Null,
+        custom: serde_json::Value::Null,
+    }
+}
+
+/// RFC 3339 time of SOURCE_DATE_EPOCH (seconds since 1970;
+/// reproducible-builds.org), or of 1970 itself: never the clock.
+fn build_time(source_date_epoch: Option<&str>) -> anyhow::Result<String> {
+    let text = source_date_epoch.unwrap_or("0");
+    let describe = || format!("SOURCE_DATE_EPOCH is {text:?}, not seconds since 1970");
+    let seconds: i64 = text.parse().with_context(describe)?;
+    Ok(jiff::Timestamp::from_second(seconds).with_context(describe)?.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_build_time_is_never_the_clock() {
+        assert_eq!(build_time(None).unwrap(), "1970-01-01T00:00:00Z");
+        assert_eq!(build_time(Some("1732406400")).unwrap(), "2024-11-24T00:00:00Z");
+        assert!(build_time(Some("yesterday")).is_err());
+    }
+}
