@@ -107,7 +107,12 @@ impl Authority {
     }
 
     /// The same with a window of the caller's choice, as a stale leaf needs.
-    pub fn issue_for(&self, module: &ModuleId, now: SystemTime, validity: Validity) -> Result<Leaf, KeyError> {
+    pub fn issue_for(
+        &self,
+        module: &ModuleId,
+        now: SystemTime,
+        validity: Validity,
+    ) -> Result<Leaf, KeyError> {
         let instance = self.instance(module.instance(), now)?;
         let key = SigningKey::generate()?;
         let certificate =
@@ -135,9 +140,8 @@ impl Authority {
         }
         let regional = self.regional(issued, now)?;
         let validity = profile::authority_validity(now, lifetime::ZONAL);
-        let signer = regional.certify(validity, |issuer, key, validity| {
-            profile::zonal(issuer, key, &self.region, validity)
-        })?;
+        let signer = regional
+            .certify(validity, |issuer, key, validity| profile::zonal(issuer, key, &self.region, validity))?;
         issued.zonal = Some(Arc::clone(&signer));
         Ok(signer)
     }

@@ -50,7 +50,11 @@ impl Payload<'_> {
     }
 
     fn write(&self, out: &mut Encoder<Vec<u8>>) -> Result<(), minicbor::encode::Error<Infallible>> {
-        if self.definite { out.map(9)? } else { out.begin_map()? };
+        if self.definite {
+            out.map(9)?
+        } else {
+            out.begin_map()?
+        };
         out.str("module_id")?.str(self.module_id)?;
         out.str("digest")?.str("SHA384")?;
         out.str("timestamp")?.u64(self.timestamp_ms)?;

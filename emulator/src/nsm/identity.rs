@@ -39,7 +39,10 @@ impl FromStr for InstanceId {
     fn from_str(text: &str) -> Result<Self, IdentityError> {
         let digits = text.strip_prefix("i-").unwrap_or_default();
         if !matches!(digits.len(), 8 | 17) || !digits.bytes().all(is_lower_hex) {
-            return Err(IdentityError { text: text.into(), expected: "an instance id (i-0123456789abcdef0)" });
+            return Err(IdentityError {
+                text: text.into(),
+                expected: "an instance id (i-0123456789abcdef0)",
+            });
         }
         Ok(Self(text.into()))
     }
@@ -97,7 +100,8 @@ impl FromStr for ModuleId {
     type Err = IdentityError;
 
     fn from_str(text: &str) -> Result<Self, IdentityError> {
-        let refuse = || IdentityError { text: text.into(), expected: "a module id (i-…-enc0123456789abcdef)" };
+        let refuse =
+            || IdentityError { text: text.into(), expected: "a module id (i-…-enc0123456789abcdef)" };
         let (instance, slot) = text.split_once("-enc").ok_or_else(refuse)?;
         if slot.len() != 16 || !slot.bytes().all(is_lower_hex) {
             return Err(refuse());

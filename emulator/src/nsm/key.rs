@@ -38,8 +38,7 @@ pub struct SigningKey {
 impl SigningKey {
     /// A new key from the system's random source.
     pub fn generate() -> Result<Self, KeyError> {
-        let pair =
-            EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING).map_err(|_| KeyError::Generate)?;
+        let pair = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING).map_err(|_| KeyError::Generate)?;
         let pkcs8 = pair.to_pkcs8v1().map_err(|_| KeyError::Generate)?;
         Self::from_pkcs8(pkcs8.as_ref())
     }

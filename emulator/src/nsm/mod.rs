@@ -8,10 +8,11 @@
 //! Nothing here knows a transport: bytes in, bytes out. Limits, locks, error codes
 //! and the shape of documents are the device's; the root of the chain is made per
 //! directory, and its name says that it is not AWS's. Read [`Module::answer`] first.
-//! [`certificate`], [`der`] and [`document`] also compose hostile input for tests.
+//! [`chain`], [`certificate`] and [`document`] also compose hostile input for tests.
 
 mod authority;
 pub mod certificate;
+pub mod chain;
 pub mod der;
 mod device;
 pub mod document;

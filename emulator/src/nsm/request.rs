@@ -98,11 +98,7 @@ impl<'a> Claims<'a> {
             "public_key" => assign(&mut public_key, claim(input)?),
             _ => input.skip().map_err(malformed),
         })?;
-        Ok(Self {
-            user_data: user_data.flatten(),
-            nonce: nonce.flatten(),
-            public_key: public_key.flatten(),
-        })
+        Ok(Self { user_data: user_data.flatten(), nonce: nonce.flatten(), public_key: public_key.flatten() })
     }
 }
 
@@ -137,11 +133,7 @@ fn entries<'a>(
 fn number(input: &mut Decoder<'_>, field: &str) -> Result<u16, ErrorCode> {
     let mut found = None;
     entries(input, |name, input| {
-        if name == field {
-            assign(&mut found, pcr_number(input)?)
-        } else {
-            input.skip().map_err(malformed)
-        }
+        if name == field { assign(&mut found, pcr_number(input)?) } else { input.skip().map_err(malformed) }
     })?;
     found.ok_or(ErrorCode::InvalidArgument)
 }

@@ -135,18 +135,12 @@ mod tests {
         for (answer, expected) in [
             (Response::LockPcr, "674c6f636b504352".to_owned()),
             (Response::LockPcrs, "684c6f636b50435273".to_owned()),
-            (
-                Response::Error(ErrorCode::InvalidIndex),
-                "a1654572726f726c496e76616c6964496e646578".to_owned(),
-            ),
+            (Response::Error(ErrorCode::InvalidIndex), "a1654572726f726c496e76616c6964496e646578".to_owned()),
             (
                 Response::DescribePcr { lock: true, data: [0; 48] },
                 format!("a16b4465736372696265504352a2646c6f636bf564646174615830{zeros}"),
             ),
-            (
-                Response::ExtendPcr { data: [0; 48] },
-                format!("a169457874656e64504352a164646174615830{zeros}"),
-            ),
+            (Response::ExtendPcr { data: [0; 48] }, format!("a169457874656e64504352a164646174615830{zeros}")),
         ] {
             assert_eq!(hex::encode(answer.encode()), expected);
         }

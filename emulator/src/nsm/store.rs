@@ -117,8 +117,10 @@ fn open_certificate(directory: &Path, key: &SigningKey, now: SystemTime) -> Resu
     let path = directory.join(ROOT_FILE);
     loop {
         if let Some(text) = read(&path)? {
-            let certificate = from_pem("CERTIFICATE", &text)
-                .ok_or_else(|| StoreError::Malformed { path: path.clone(), expected: "a certificate in PEM" })?;
+            let certificate = from_pem("CERTIFICATE", &text).ok_or_else(|| StoreError::Malformed {
+                path: path.clone(),
+                expected: "a certificate in PEM",
+            })?;
             return match is_root_of(&certificate, key) {
                 Some(true) => Ok(certificate),
                 _ => Err(StoreError::Mismatch { path }),
