@@ -66,6 +66,12 @@ impl TrustAnchors {
         Self::from_der(roots.map_err(|_| AnchorError::Pem)?)
     }
 
+    /// The roots of both sets.
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
     pub(crate) fn contains(&self, root: &Fingerprint) -> bool {
         self.0.contains(root)
     }

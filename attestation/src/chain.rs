@@ -131,6 +131,7 @@ impl<'a> Chain<'a> {
             bundle.iter().chain([&claims.certificate]).map(|der| CertificateDer::from_slice(der)).collect();
         let chain = Self { ders, issuers, leaf, root };
         chain.check_order()?;
+        chain.check_root_path_length()?;
         Ok(chain)
     }
 
@@ -179,6 +180,16 @@ impl<'a> Chain<'a> {
             issuer = Some(certificate);
         }
         Ok(())
+    }
+
+    /// `webpki` holds intermediates to their path lengths, but not the root.
+    fn check_root_path_length(&self) -> Result<(), ChainError> {
+        let limit = self.issuers.first().and_then(Certificate::path_length);
+        let below = self.issuers.len().saturating_sub(1);
+        match limit {
+            Some(limit) if below > usize::from(limit) => Err(ChainError::PathLength),
+            _ => Ok(()),
+        }
     }
 
     /// Names the certificate that is out of time, the root included: `webpki`

@@ -140,7 +140,7 @@ fn untagged(document: &[u8]) -> Result<Reader<'_>, Malformed> {
         Some(byte) if byte >> 5 == MAJOR_TAG => Err(Malformed::Envelope(EnvelopeError::Tag)),
         Some(byte) if byte >> 5 == MAJOR_ARRAY => {
             // Told apart from a plain wrong count: a long or open-ended head.
-            Reader::new(body, base).array(4, Length::Definite)?;
+            Reader::new(body, base).array(usize::MAX, Length::Definite)?;
             Err(Malformed::Envelope(EnvelopeError::Shape))
         }
         _ => Err(Malformed::Envelope(EnvelopeError::Shape)),

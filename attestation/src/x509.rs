@@ -101,7 +101,7 @@ pub(crate) struct Certificate<'a> {
 struct BasicConstraints {
     critical: bool,
     ca: bool,
-    path_length: bool,
+    path_length: Option<u8>,
 }
 
 /// AlgorithmIdentifier of ecdsa-with-SHA384 (1.2.840.10045.4.3.3, no parameters).
@@ -183,13 +183,18 @@ impl<'a> Certificate<'a> {
         }
     }
 
+    /// How many issuers may follow this one, where it says so.
+    pub(crate) fn path_length(&self) -> Option<u8> {
+        self.constraints?.path_length
+    }
+
     /// The rules for the certificate that signs the document.
     pub(crate) fn check_leaf(&self) -> Result<(), CertificateError> {
         if let Some(constraints) = self.constraints {
             if constraints.ca {
                 return Err(CertificateError::Ca);
             }
-            if constraints.path_length {
+            if constraints.path_length.is_some() {
                 return Err(CertificateError::LeafPathLength);
             }
             if !constraints.critical {
@@ -390,12 +395,13 @@ fn basic_constraints(extension: Extension<'_>) -> Result<BasicConstraints, NotDe
     let mut constraints = file.enter(SEQUENCE)?;
     file.end()?;
     let ca = boolean_or_false(&mut constraints)?;
-    let path_length = constraints.optional(INTEGER)?;
+    let path_length = match constraints.optional(INTEGER)?.map(|length| length.body) {
+        None => None,
+        Some([length @ 0..=0x7f]) => Some(*length),
+        Some(_) => return Err(NotDer),
+    };
     constraints.end()?;
-    if path_length.is_some_and(|length| !matches!(length.body, [0..=0x7f])) {
-        return Err(NotDer);
-    }
-    Ok(BasicConstraints { critical: extension.critical, ca, path_length: path_length.is_some() })
+    Ok(BasicConstraints { critical: extension.critical, ca, path_length })
 }
 
 /// The first eight bits of keyUsage, as DER has them: digitalSignature is 0x80.

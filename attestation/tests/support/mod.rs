@@ -1,6 +1,10 @@
 //! What the tests of this crate share.
 
 #![allow(dead_code, unreachable_pub)] // each test program uses its own part
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a broken fixture ends the test
+
+pub mod encode;
+pub mod signer;
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -57,4 +61,21 @@ pub fn after(document: &[u8], seconds: i64) -> Clock {
     let time = time_of(document);
     let distance = Duration::from_secs(seconds.unsigned_abs());
     Clock::At(if seconds < 0 { time - distance } else { time + distance })
+}
+
+/// One change to an honest document, and the verdict that must follow.
+pub type Case = (&'static str, fn(&mut signer::Fixture), &'static str);
+
+/// Judges every case and reports all that went wrong at once.
+pub fn check(cases: &[Case]) {
+    let mut wrong = Vec::new();
+    for (name, spoil, expected) in cases {
+        let mut fixture = signer::Fixture::honest();
+        spoil(&mut fixture);
+        let actual = fixture.verdict();
+        if actual != *expected {
+            wrong.push(format!("{name}: expected {expected}, got {actual}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }

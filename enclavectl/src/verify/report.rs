@@ -1,0 +1,128 @@
+//! The verdict, as text for people and JSON for programs.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use attestation::{Clock, Error, Verified};
+use serde::{Serialize, Serializer};
+
+/// Everything that a verified document says. Byte strings are hexadecimal,
+/// times RFC 3339 in UTC.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    verified: bool,
+    module_id: String,
+    instance_id: String,
+    region: String,
+    timestamp: String,
+    not_after: String,
+    judged_at: &'static str,
+    debug: bool,
+    root_fingerprint: String,
+    pcrs: BTreeMap<Register, String>,
+    nonce: Option<String>,
+    user_data: Option<String>,
+    public_key: Option<String>,
+}
+
+/// A refusal, without a word of what the document says.
+#[derive(Debug, Serialize)]
+struct Refusal<'a> {
+    verified: bool,
+    code: &'a str,
+    class: &'a str,
+    error: String,
+}
+
+/// Index of a PCR, shown as `PCR0`.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Register(u8);
+
+impl Report {
+    pub(super) fn new(verified: &Verified<'_>, clock: Clock) -> Self {
+        Self {
+            verified: true,
+            module_id: verified.module_id().to_owned(),
+            instance_id: verified.instance_id().to_owned(),
+            region: verified.region().to_owned(),
+            timestamp: rfc3339(verified.timestamp()),
+            not_after: rfc3339(verified.not_after()),
+            judged_at: match clock {
+                Clock::System => "now",
+                Clock::At(_) => "given-time",
+                Clock::DocumentTime => "document-time",
+            },
+            debug: verified.is_debug(),
+            root_fingerprint: hex::encode(verified.root_fingerprint()),
+            pcrs: verified.pcrs().map(|(index, pcr)| (Register(index), hex::encode(pcr))).collect(),
+            nonce: verified.nonce().map(hex::encode),
+            user_data: verified.user_data().map(hex::encode),
+            public_key: verified.public_key().map(hex::encode),
+        }
+    }
+
+    pub(super) fn print(&self, json: bool) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        if json {
+            serde_json::to_writer_pretty(&mut out, self)?;
+            return writeln!(out);
+        }
+        self.write_text(&mut out)
+    }
+
+    fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        match self.judged_at {
+            "now" => writeln!(out, "VERIFIED")?,
+            audit => writeln!(out, "VERIFIED as of {audit}, which says nothing about the present")?,
+        }
+        if self.debug {
+            writeln!(out, "DEBUG MODE: the application is not measured")?;
+        }
+        writeln!(out, "module    {}", self.module_id)?;
+        writeln!(out, "region    {}", self.region)?;
+        writeln!(out, "signed    {}", self.timestamp)?;
+        writeln!(out, "chain     valid until {}", self.not_after)?;
+        writeln!(out, "root      sha256 {}", self.root_fingerprint)?;
+        for (Register(index), value) in &self.pcrs {
+            if value.bytes().any(|digit| digit != b'0') {
+                writeln!(out, "{:<9} {value}", format!("PCR{index}"))?;
+            }
+        }
+        for (name, value) in
+            [("nonce", &self.nonce), ("user_data", &self.user_data), ("public_key", &self.public_key)]
+        {
+            if let Some(value) = value {
+                writeln!(out, "{name:<9} {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// JSON goes to standard output, text to standard error.
+pub(super) fn print_refusal(refusal: &Error, json: bool) -> io::Result<()> {
+    let mut error = refusal.to_string();
+    let mut cause = std::error::Error::source(refusal);
+    while let Some(source) = cause {
+        error = format!("{error}: {source}");
+        cause = source.source();
+    }
+    if json {
+        let refusal = Refusal { verified: false, code: refusal.code(), class: refusal.class().name(), error };
+        let mut out = io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, &refusal)?;
+        return writeln!(out);
+    }
+    writeln!(io::stderr(), "REFUSED ({}): {error}\ncode {}", refusal.class().name(), refusal.code())
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(|_| "out of range".to_owned(), |time| time.to_string())
+}
+
+impl Serialize for Register {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("PCR{}", self.0))
+    }
+}
