@@ -60,15 +60,15 @@ impl Authority {
     /// use. `region` goes into the names of certificates; see [`DEFAULT_REGION`].
     ///
     /// # Errors
-    /// The files cannot be made or read, others can read the key, or key and
-    /// certificate are not a pair.
+    /// The files cannot be made or read, others can read the key, key and certificate
+    /// are not a pair, or the root is not valid at `now`.
     pub fn open(directory: &Path, region: &str, now: SystemTime) -> Result<Self, StoreError> {
         let root = store::open(directory, now)?;
         let signer = Signer {
             key: root.key,
             name: profile::root_name(),
             certificate: root.certificate,
-            validity: profile::authority_validity(now, lifetime::ROOT),
+            validity: root.validity,
             above: None,
         };
         Ok(Self {

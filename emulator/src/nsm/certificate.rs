@@ -200,6 +200,21 @@ pub fn time(moment: SystemTime) -> Vec<u8> {
     }
 }
 
+/// Reads a Time as [`time`] writes it: whole seconds, UTC. `None` for anything else.
+pub fn read_time(element: der::Element<'_>) -> Option<SystemTime> {
+    let text = std::str::from_utf8(element.content).ok()?;
+    let four_digits = match element.identifier {
+        // RFC 5280 section 4.1.2.5.1: two digits from 50 on are of the last century.
+        tag::UTC_TIME if text < "50" => format!("20{text}"),
+        tag::UTC_TIME => format!("19{text}"),
+        tag::GENERALIZED_TIME => text.to_owned(),
+        _ => return None,
+    };
+    let civil = jiff::civil::DateTime::strptime("%Y%m%d%H%M%SZ", &four_digits).ok()?;
+    let utc = jiff::tz::TimeZone::UTC.to_timestamp(civil).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(utc.as_second()).ok()?))
+}
+
 /// A Name of single-attribute sets, in the order given; countryName is written as
 /// PrintableString (RFC 5280 appendix A.1), everything else as UTF8String.
 pub fn name(attributes: &[(&[u8], &str)]) -> Vec<u8> {
@@ -237,6 +252,19 @@ mod tests {
         assert_eq!(time(at(1_782_779_564)), element_text(tag::UTC_TIME, "260630003244Z"));
         assert_eq!(time(at(2_524_607_999)), element_text(tag::UTC_TIME, "491231235959Z"));
         assert_eq!(time(at(2_524_608_000)), element_text(tag::GENERALIZED_TIME, "20500101000000Z"));
+    }
+
+    #[test]
+    fn times_are_read_as_they_are_written() {
+        for seconds in [0, 631_152_000, 1_782_779_564, 2_524_607_999, 2_524_608_000, 4_102_444_800] {
+            let written = time(at(seconds));
+            let element = der::Reader::new(&written).next_element().unwrap();
+            assert_eq!(read_time(element), Some(at(seconds)));
+        }
+        for wrong in ["2606300032Z", "260630003244", "260630003244+0000", "269930003244Z"] {
+            let written = element_text(tag::UTC_TIME, wrong);
+            assert_eq!(read_time(der::Reader::new(&written).next_element().unwrap()), None, "{wrong}");
+        }
     }
 
     #[test]

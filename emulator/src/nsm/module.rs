@@ -111,8 +111,8 @@ impl Module {
             Request::LockPcr { index } => self.pcrs.lock(index).map(|()| Response::LockPcr),
             Request::LockPcrs { range } => self.pcrs.lock_range(range).map(|()| Response::LockPcrs),
             Request::GetRandom => {
-                let mut random = [0; RANDOM_LEN];
-                rand::fill(&mut random).map_err(|_| ErrorCode::InternalError)?;
+                let mut random = Box::new([0; RANDOM_LEN]);
+                rand::fill(random.as_mut_slice()).map_err(|_| ErrorCode::InternalError)?;
                 Ok(Response::GetRandom { random })
             }
             Request::Attestation(claims) => {

@@ -17,7 +17,8 @@ use super::response::ErrorCode;
 /// Longest request: the driver's limit (linux/drivers/misc/nsm.c, NSM_REQUEST_MAX_SIZE).
 pub const REQUEST_MAX: usize = 0x1000;
 /// Longest `user_data`, `nonce` and `public_key`, each: AWS's documented limit. Two
-/// reports say that hardware signs longer ones too; a client must not rely on that.
+/// reports say that hardware signs longer ones too (github.com/hf/nitrite, pull
+/// requests 3 and 5, 2023 and 2024); a client must not rely on that.
 pub const FIELD_MAX: usize = 1024;
 
 /// One request, borrowing from its bytes.

@@ -67,7 +67,7 @@ pub(super) enum Response<'a> {
     LockPcr,
     LockPcrs,
     Attestation { document: Vec<u8> },
-    GetRandom { random: [u8; RANDOM_LEN] },
+    GetRandom { random: Box<[u8; RANDOM_LEN]> },
     Error(ErrorCode),
 }
 
@@ -115,7 +115,7 @@ impl Response<'_> {
                 out.map(1)?.str("Attestation")?.map(1)?.str("document")?.bytes(document)?;
             }
             Self::GetRandom { random } => {
-                out.map(1)?.str("GetRandom")?.map(1)?.str("random")?.bytes(random)?;
+                out.map(1)?.str("GetRandom")?.map(1)?.str("random")?.bytes(random.as_slice())?;
             }
             Self::Error(code) => {
                 out.map(1)?.str("Error")?.str(code.as_str())?;

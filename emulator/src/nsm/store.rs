@@ -14,13 +14,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::certificate::{Validity, read_time};
 use super::der::{Reader, tag};
 use super::key::{KeyError, SigningKey};
 use super::profile::{self, lifetime};
@@ -68,6 +69,12 @@ pub enum StoreError {
         /// What it should hold.
         expected: &'static str,
     },
+    /// The root is from the future or has expired.
+    #[error("{} is not valid now: delete both dev-root files to make a new root", .path.display())]
+    NotNow {
+        /// The certificate file.
+        path: PathBuf,
+    },
     /// Certificate and key are not a pair, or the key is gone.
     #[error("{} does not belong to {KEY_FILE} beside it: delete both to make a new root", .path.display())]
     Mismatch {
@@ -84,6 +91,7 @@ pub(super) struct Root {
     pub(super) key: SigningKey,
     /// DER
     pub(super) certificate: Vec<u8>,
+    pub(super) validity: Validity,
 }
 
 /// Reads the root in `directory`, making whatever is missing.
@@ -93,7 +101,12 @@ pub(super) fn open(directory: &Path, now: SystemTime) -> Result<Root, StoreError
     let certificate_is_there = read(&directory.join(ROOT_FILE))?.is_some();
     let key = open_key(directory, certificate_is_there)?;
     let certificate = open_certificate(directory, &key, now)?;
-    Ok(Root { key, certificate })
+    let path = directory.join(ROOT_FILE);
+    match validity_of_root(&certificate, &key) {
+        Some(validity) if validity.covers(now, Duration::ZERO) => Ok(Root { key, certificate, validity }),
+        Some(_) => Err(StoreError::NotNow { path }),
+        None => Err(StoreError::Mismatch { path }),
+    }
 }
 
 fn open_key(directory: &Path, must_exist: bool) -> Result<SigningKey, StoreError> {
@@ -117,14 +130,8 @@ fn open_certificate(directory: &Path, key: &SigningKey, now: SystemTime) -> Resu
     let path = directory.join(ROOT_FILE);
     loop {
         if let Some(text) = read(&path)? {
-            let certificate = from_pem("CERTIFICATE", &text).ok_or_else(|| StoreError::Malformed {
-                path: path.clone(),
-                expected: "a certificate in PEM",
-            })?;
-            return match is_root_of(&certificate, key) {
-                Some(true) => Ok(certificate),
-                _ => Err(StoreError::Mismatch { path }),
-            };
+            let malformed = || StoreError::Malformed { path: path.clone(), expected: "a certificate in PEM" };
+            return from_pem("CERTIFICATE", &text).ok_or_else(malformed);
         }
         let validity = profile::authority_validity(now, lifetime::ROOT);
         let certificate = profile::root(key, validity)?.sign(key)?;
@@ -133,9 +140,9 @@ fn open_certificate(directory: &Path, key: &SigningKey, now: SystemTime) -> Resu
     }
 }
 
-/// Whether `certificate` carries the development root's name and `key`'s public
-/// half, and is signed by it; `None` if it is not a certificate.
-fn is_root_of(certificate: &[u8], key: &SigningKey) -> Option<bool> {
+/// The validity of `certificate`, if it is one that carries the development root's
+/// name and `key`'s public half, and that `key` signed.
+fn validity_of_root(certificate: &[u8], key: &SigningKey) -> Option<Validity> {
     let mut file = Reader::new(certificate);
     let mut outer = Reader::new(file.expect(tag::SEQUENCE)?.content);
     let signed = outer.expect(tag::SEQUENCE)?;
@@ -146,20 +153,21 @@ fn is_root_of(certificate: &[u8], key: &SigningKey) -> Option<bool> {
     inner.expect(tag::INTEGER)?;
     inner.expect(tag::SEQUENCE)?;
     let issuer = inner.expect(tag::SEQUENCE)?;
-    let _validity = inner.expect(tag::SEQUENCE)?;
+    let mut times = Reader::new(inner.expect(tag::SEQUENCE)?.content);
     let subject = inner.expect(tag::SEQUENCE)?;
     let public_key = inner.expect(tag::SEQUENCE)?;
+    let not_before = read_time(times.next_element()?)?;
+    let not_after = read_time(times.next_element()?)?;
+
     let name = profile::root_name();
-    let verified = UnparsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, key.public_point())
+    UnparsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, key.public_point())
         .verify(signed.whole, signature)
-        .is_ok();
-    Some(
-        file.is_empty()
-            && issuer.whole == name
-            && subject.whole == name
-            && public_key.whole == key.public_key_info()
-            && verified,
-    )
+        .ok()?;
+    let ours = file.is_empty()
+        && issuer.whole == name
+        && subject.whole == name
+        && public_key.whole == key.public_key_info();
+    ours.then_some(Validity { not_before, not_after })
 }
 
 fn create_directory(directory: &Path) -> Result<(), StoreError> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
@@ -72,6 +72,23 @@ fn a_start_that_died_between_the_two_files_is_completed() {
     fs::remove_file(directory.path().join(ROOT_FILE)).unwrap();
     let authority = open(directory.path()).unwrap();
     assert_eq!(authority.root_certificate(), open(directory.path()).unwrap().root_certificate());
+}
+
+#[test]
+fn a_root_is_used_within_its_validity_only() {
+    let directory = TempDir::new().unwrap();
+    open(directory.path()).unwrap();
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    for (when, valid) in [
+        (SystemTime::now() - YEAR, false),
+        (SystemTime::now() + 29 * YEAR, true),
+        (SystemTime::now() + 31 * YEAR, false),
+    ] {
+        match Authority::open(directory.path(), DEFAULT_REGION, when) {
+            Ok(_) => assert!(valid, "{when:?}"),
+            Err(error) => assert!(!valid && matches!(error, StoreError::NotNow { .. }), "{error}"),
+        }
+    }
 }
 
 #[test]

@@ -145,6 +145,38 @@ fn requests_have_4096_bytes_at_most() {
     assert_refused(module, &text("Nonsense"), ErrorCode::InvalidOperation);
 }
 
+/// Every prefix and every change of one octet in each kind of request.
+#[test]
+fn damaged_requests_get_one_well_formed_answer_each() {
+    let bench = Bench::new();
+    let module = &mut bench.module();
+    let requests = [
+        text("GetRandom"),
+        text("DescribeNSM"),
+        numbered("DescribePCR", "index", 0),
+        numbered("LockPCR", "index", 20),
+        numbered("LockPCRs", "range", 24),
+        extend(16, b"data"),
+        attest(Some(b"a"), None, Some(b"b")),
+    ];
+    let mut refused = 0;
+    for request in &requests {
+        for length in 0..request.len() {
+            assert_refused(module, &request[..length], ErrorCode::InvalidArgument);
+        }
+        for (place, value) in (0..request.len()).flat_map(|place| (0..=255).map(move |value| (place, value)))
+        {
+            let mut changed = request.clone();
+            changed[place] = value;
+            match ask(module, &changed) {
+                Item::Map(answer) => refused += usize::from(answer[0].0 == Item::Text("Error".into())),
+                answer => assert!(matches!(answer.text(), "LockPCR" | "LockPCRs")),
+            }
+        }
+    }
+    assert!(refused > 10_000, "{refused}");
+}
+
 #[test]
 fn an_error_fault_answers_every_request_and_changes_nothing() {
     let bench = Bench::new();

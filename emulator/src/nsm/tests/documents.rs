@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{SHA384, digest};
 
 use super::commands::attest;
 use super::reading::{Document, Item, X509};
-use super::{Bench, HandClock, MODULE, NOON, measured};
+use super::{Bench, GENUINE_TIME, HandClock, MODULE, measured};
 use crate::nsm::der::oid;
 use crate::nsm::{Clock, Faults, Module};
 
@@ -41,7 +41,7 @@ fn a_document_has_the_shape_of_hardware() {
     );
     assert_eq!(document.payload.field("module_id").text(), MODULE);
     assert_eq!(document.payload.field("digest").text(), "SHA384");
-    assert_eq!(u128::from(document.payload.field("timestamp").number()), NOON.as_millis());
+    assert_eq!(u128::from(document.payload.field("timestamp").number()), GENUINE_TIME.as_millis());
     assert_eq!(document.payload.field("public_key"), &Item::Null);
     assert_eq!(document.payload.field("user_data"), &Item::Null);
     assert_eq!(document.payload.field("nonce").bytes(), b"nonce");
@@ -75,7 +75,7 @@ fn only_locked_registers_are_reported() {
 #[test]
 fn debug_mode_clears_the_image_but_not_the_instance() {
     let bench = Bench::new();
-    let clock = Clock::from_fn(|| UNIX_EPOCH + NOON);
+    let clock = Clock::from_fn(|| UNIX_EPOCH + GENUINE_TIME);
     let mut measured = measured();
     measured.role_arn = Some("arn:aws:iam::123456789012:role/test".into());
     let identity = MODULE.parse().unwrap();
@@ -234,7 +234,7 @@ fn a_stale_leaf_fault_signs_under_an_expired_leaf_until_it_is_lifted() {
 fn verdict(answer: &[u8], anchors: TrustAnchors, policy: Policy) -> Option<&'static str> {
     let answer = Item::read(answer);
     let document = answer.field("Attestation").field("document").bytes();
-    let now = attestation::Clock::At(UNIX_EPOCH + NOON);
+    let now = attestation::Clock::At(UNIX_EPOCH + GENUINE_TIME);
     Verifier::new(anchors, policy.nonce(*b"nonce")).verify(document, now).err().map(|error| error.code())
 }
 
@@ -254,7 +254,7 @@ fn the_verifier_accepts_documents_under_the_development_root_and_not_under_aws()
     let stale = module.answer(&attest(None, Some(b"nonce"), None));
     assert_eq!(verdict(&stale, development(), policy()), Some("chain.expired"));
 
-    let mut debug = bench.module_at(Clock::from_fn(|| UNIX_EPOCH + NOON), true);
+    let mut debug = bench.module_at(Clock::from_fn(|| UNIX_EPOCH + GENUINE_TIME), true);
     let answer = debug.answer(&attest(None, Some(b"nonce"), None));
     assert_eq!(verdict(&answer, development(), policy()), Some("policy.debug"));
 }

@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use attestation::{Clock, Policy, TrustAnchors, Verifier};
 
-use super::{MODULE, NOON, measured};
+use super::{GENUINE_TIME, MODULE, measured};
 use crate::nsm::certificate::{Extension, KeyUsage};
 use crate::nsm::chain::Chain;
 use crate::nsm::document::{self, PROTECTED, Payload};
@@ -14,7 +14,7 @@ use crate::nsm::{DEFAULT_REGION, ModuleId, der};
 
 fn chain() -> Chain {
     let module: ModuleId = MODULE.parse().unwrap();
-    Chain::new(&module, DEFAULT_REGION, UNIX_EPOCH + NOON).unwrap()
+    Chain::new(&module, DEFAULT_REGION, UNIX_EPOCH + GENUINE_TIME).unwrap()
 }
 
 fn payload(certificates: &[Vec<u8>]) -> Vec<u8> {
@@ -23,7 +23,7 @@ fn payload(certificates: &[Vec<u8>]) -> Vec<u8> {
     let (certificate, cabundle) = certificates.split_last().unwrap();
     Payload {
         module_id: MODULE,
-        timestamp_ms: NOON.as_millis() as u64,
+        timestamp_ms: GENUINE_TIME.as_millis() as u64,
         pcrs: bank.locked().map(|(index, value)| (index, *value)).collect(),
         certificate,
         cabundle: cabundle.iter().map(Vec::as_slice).collect(),
@@ -40,7 +40,7 @@ fn judge(certificates: &[Vec<u8>], document: &[u8]) -> Option<&'static str> {
     let anchors = TrustAnchors::from_der([&certificates[0]]).unwrap();
     let policy = Policy::pcrs([(0, measured().pcr0)]).unwrap().nonce(*b"nonce");
     let verifier = Verifier::new(anchors, policy);
-    verifier.verify(document, Clock::At(UNIX_EPOCH + NOON)).err().map(|error| error.code())
+    verifier.verify(document, Clock::At(UNIX_EPOCH + GENUINE_TIME)).err().map(|error| error.code())
 }
 
 fn judge_chain(chain: &Chain) -> Option<&'static str> {

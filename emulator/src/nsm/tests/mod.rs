@@ -15,7 +15,7 @@ use super::*;
 
 const MODULE: &str = "i-06f4d13c6679a7232-enc019f15f1504dc31d";
 /// 2026-06-30T00:33:40.694Z, the time of a genuine document.
-const NOON: Duration = Duration::from_millis(0x019f_15f2_2d56);
+const GENUINE_TIME: Duration = Duration::from_millis(0x019f_15f2_2d56);
 
 struct Bench {
     // Removed when the test ends.
@@ -26,12 +26,12 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
-        let authority = Authority::open(directory.path(), DEFAULT_REGION, UNIX_EPOCH + NOON).unwrap();
+        let authority = Authority::open(directory.path(), DEFAULT_REGION, UNIX_EPOCH + GENUINE_TIME).unwrap();
         Self { _directory: directory, authority: Arc::new(authority) }
     }
 
     fn module(&self) -> Module {
-        self.module_at(Clock::from_fn(|| UNIX_EPOCH + NOON), false)
+        self.module_at(Clock::from_fn(|| UNIX_EPOCH + GENUINE_TIME), false)
     }
 
     fn module_at(&self, clock: Clock, debug: bool) -> Module {
@@ -55,7 +55,7 @@ struct HandClock(Arc<std::sync::Mutex<SystemTime>>);
 
 impl HandClock {
     fn new() -> Self {
-        Self(Arc::new(std::sync::Mutex::new(UNIX_EPOCH + NOON)))
+        Self(Arc::new(std::sync::Mutex::new(UNIX_EPOCH + GENUINE_TIME)))
     }
 
     fn advance(&self, by: Duration) {
