@@ -11,9 +11,10 @@ use std::{
 };
 
 use crate::{
-    layout::{self, CRC_OFFSET, Fault, FaultAt, HEADER_LEN, Header, Layout, SECTION_HEADER_LEN, Section},
+    layout::{CRC_OFFSET, HEADER_LEN, Layout, SECTION_HEADER_LEN, Section},
     measure,
     metadata::{Metadata, MetadataError},
+    parse::{self, Fault, FaultAt, Header},
     pcr::Measurements,
     signature::{Signature, SignatureError},
     source::{Source, Window},
@@ -42,11 +43,12 @@ pub enum ImageError {
         source: io::Error,
     },
     /// The bytes break a rule of the format.
-    #[error("bad image at byte {offset}: {fault}")]
+    #[error("bad image at byte {offset}")]
     Malformed {
         /// Byte offset in the file.
         offset: u64,
         /// Which rule.
+        #[source]
         fault: Fault,
     },
     /// The metadata section is not what its format says.
@@ -185,7 +187,7 @@ impl<'a> Image<'a> {
     fn check(source: Source<'a>, checksum: bool) -> Result<Image<'a>, ImageError> {
         let mut header = [0; HEADER_LEN];
         let len = source.len();
-        layout::require(len, 0, HEADER_LEN as u64)?;
+        parse::require(len, 0, HEADER_LEN as u64)?;
         source.read_at(0, &mut header).map_err(|error| (0, error))?;
         let layout = Header::parse(&header, len)?.layout(|offset| {
             let mut section = [0; SECTION_HEADER_LEN];

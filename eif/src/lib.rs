@@ -16,6 +16,7 @@ pub mod image;
 pub mod layout;
 mod measure;
 pub mod metadata;
+mod parse;
 pub mod pcr;
 pub mod ramdisk;
 pub mod shadow;
@@ -24,7 +25,8 @@ mod source;
 pub mod writer;
 
 pub use image::{Image, ImageError};
-pub use layout::{Architecture, Fault, Layout, Section, SectionKind};
+pub use layout::{Architecture, Layout, Section, SectionKind};
 pub use metadata::{BuildMetadata, Metadata};
+pub use parse::Fault;
 pub use pcr::{Measurements, ParsePcrError, Pcr};
 pub use writer::{ImageWriter, WriteError};
