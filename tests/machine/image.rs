@@ -1,0 +1,86 @@
+//! Images built by the real `enclavectl build`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::{Node, program_path};
+
+/// An EIF and what it measures.
+pub struct Image {
+    pub path: PathBuf,
+    /// `Measurements` as the build printed them.
+    pub measurements: Value,
+}
+
+/// The manifest of examples/hello.
+pub const HELLO: &str = "
+name: hello
+version: '1'
+entrypoint: [/hello]
+user: app
+workdir: /tmp
+ingress: [8080, 8081]
+";
+
+impl Image {
+    /// examples/hello as it is.
+    pub fn hello(node: &Node) -> Image {
+        Image::from_manifest(node, HELLO)
+    }
+
+    /// examples/hello with another manifest.
+    pub fn from_manifest(node: &Node, manifest: &str) -> Image {
+        Image::from_rootfs(node, manifest, &hello_rootfs())
+    }
+
+    /// examples/hello in an image of at least `mib` MiB: a file of noise fills it.
+    pub fn padded(node: &Node, mib: usize) -> Image {
+        let rootfs = node.scratch().join("rootfs");
+        let copied = Command::new("cp").arg("-a").arg(hello_rootfs()).arg(&rootfs).status().unwrap();
+        assert!(copied.success());
+        let mut noise = vec![0; mib << 20];
+        aws_lc_rs::rand::fill(&mut noise).unwrap();
+        std::fs::write(rootfs.join("noise"), noise).unwrap();
+        Image::from_rootfs(node, HELLO, &rootfs)
+    }
+
+    fn from_rootfs(node: &Node, manifest: &str, rootfs: &Path) -> Image {
+        let name = format!("{:x}", fnv1a(manifest));
+        let (app, path) =
+            (node.scratch().join(format!("{name}.yaml")), node.scratch().join(format!("{name}.eif")));
+        std::fs::write(&app, manifest).unwrap();
+        let output = Command::new(program_path("enclavectl"))
+            .arg("build")
+            .arg("--rootfs")
+            .arg(rootfs)
+            .arg("--kernel")
+            .arg(kernel())
+            .arg("--app")
+            .arg(&app)
+            .arg("-o")
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "enclavectl build: {}", String::from_utf8_lossy(&output.stderr));
+        let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        Image { path, measurements: printed["Measurements"].clone() }
+    }
+}
+
+fn hello_rootfs() -> PathBuf {
+    let rootfs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hello-rootfs");
+    assert!(rootfs.join("hello").exists(), "{} is missing: run `make programs` first", rootfs.display());
+    rootfs
+}
+
+fn kernel() -> PathBuf {
+    let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernel/bzImage");
+    assert!(kernel.exists(), "{} is missing: run `make programs` first", kernel.display());
+    kernel
+}
+
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}

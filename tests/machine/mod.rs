@@ -1,0 +1,141 @@
+//! The machine that end-to-end tests run on: real programs under fakenitro,
+//! real sockets, real huge pages. Nothing here waits by sleeping blindly:
+//! [`within`] polls a condition until a deadline.
+#![allow(dead_code)] // every test file uses its own part
+#![allow(unreachable_pub)]
+
+pub mod client;
+pub mod image;
+pub mod shim;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use image::Image;
+pub use shim::Shim;
+
+/// One fakenitro node: a state directory, gone with its processes at the end.
+pub struct Node {
+    directory: TempDir,
+    options: Vec<String>,
+}
+
+impl Node {
+    pub fn new() -> Node {
+        Node::with(&[])
+    }
+
+    /// A node whose fakenitro gets these options.
+    pub fn with(options: &[&str]) -> Node {
+        assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests need root: fakenitro mounts a private /dev");
+        let directory = TempDir::with_prefix("node-").unwrap();
+        Node { directory, options: options.iter().map(|option| (*option).to_owned()).collect() }
+    }
+
+    /// The state directory.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// A directory for the test's own files.
+    pub fn scratch(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// `program` under this node's fakenitro.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program_path("fakenitro"));
+        command.arg("--state").arg(self.path());
+        if let Some(engine) = std::env::var_os("FAKENITRO_ENGINE") {
+            command.arg("--engine").arg(engine);
+        }
+        command.args(&self.options).arg("--").arg(program);
+        command
+    }
+
+    /// What runs on the node, as `fakenitro status` prints it.
+    pub fn status(&self) -> Value {
+        let output = self.fakenitro(&["status"]);
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("status is not JSON ({error}): {output:?}"))
+    }
+
+    /// Ends an enclave as a crash would.
+    pub fn kill_enclave(&self, cid: u64) {
+        let output = self.fakenitro(&["kill", &cid.to_string()]);
+        assert!(output.status.success(), "fakenitro kill: {output:?}");
+    }
+
+    /// CIDs of the enclaves that run.
+    pub fn running(&self) -> Vec<u64> {
+        let status = self.status();
+        let enclaves = status["enclaves"].as_array().cloned().unwrap_or_default();
+        enclaves.iter().filter_map(|enclave| enclave["cid"].as_u64()).collect()
+    }
+
+    /// The node's counters.
+    pub fn stats(&self) -> Value {
+        let bytes = std::fs::read(self.path().join("stats.json")).unwrap();
+        serde_json::from_slice(&bytes).unwrap()
+    }
+
+    fn fakenitro(&self, arguments: &[&str]) -> Output {
+        Command::new(program_path("fakenitro")).arg("--state").arg(self.path()).args(arguments).output().unwrap()
+    }
+}
+
+impl Drop for Node {
+    /// Every test ends with a machine that nobody uses any more.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.path().join("fakenitro.log");
+            eprintln!("--- {} ---\n{}", log.display(), std::fs::read_to_string(&log).unwrap_or_default());
+            return;
+        }
+        let needle = self.path().display().to_string();
+        within(Duration::from_secs(10), "the node's processes are gone", || processes_naming(&needle).is_empty());
+    }
+}
+
+/// A program of the workspace, built beside the shim.
+pub fn program_path(name: &str) -> PathBuf {
+    let shim = PathBuf::from(env!("CARGO_BIN_EXE_enclave-shim"));
+    let path = shim.with_file_name(name);
+    assert!(path.exists(), "{} is not built: run `make programs` first", path.display());
+    path
+}
+
+/// Polls `condition` until it holds; fails the test after `limit`.
+#[track_caller]
+pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    started.elapsed()
+}
+
+/// Ids of processes whose command line or environment-independent arguments name `needle`.
+pub fn processes_naming(needle: &str) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != std::process::id())
+        .filter(|pid| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&arguments).contains(needle)
+        })
+        .collect()
+}
+
+/// The system's Python: AF_VSOCK by a program that knows nothing of this project.
+pub fn python() -> PathBuf {
+    let output = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+    assert!(output.status.success(), "python3 is missing: run scripts/setup.sh test");
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
