@@ -53,7 +53,7 @@ pub enum ChainError {
     #[error("{0} repeats the subject of another certificate")]
     RepeatedSubject(Position),
     /// A certificate has ended.
-    #[error("{0} expired at {1}", .position, .not_after)]
+    #[error("{0} expired at Unix time {1}", .position, .not_after)]
     Expired {
         /// Which certificate.
         position: Position,
@@ -61,7 +61,7 @@ pub enum ChainError {
         not_after: i64,
     },
     /// A certificate has not begun.
-    #[error("{0} is not valid before {1}", .position, .not_before)]
+    #[error("{0} is not valid before Unix time {1}", .position, .not_before)]
     NotYetValid {
         /// Which certificate.
         position: Position,

@@ -22,7 +22,7 @@ use attestation::{Clock, Fingerprint, Pcr, Policy, TrustAnchors, Verifier};
 use clap::ArgAction;
 
 use crate::failure::{Blame, Failure, OrBlame};
-use report::Report;
+use report::{Checked, Report};
 
 /// Verify an attestation document
 #[derive(Debug, clap::Args)]
@@ -129,7 +129,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let clock = args.clock();
     match verifier.verify(&document, clock) {
         Ok(verified) => {
-            Report::new(&verified, clock).print(args.json)?;
+            Report::new(&verified, clock, args.checked()).print(args.json)?;
             Ok(ExitCode::SUCCESS)
         }
         Err(refusal) => {
@@ -145,6 +145,10 @@ fn prepare(args: &Args) -> Result<(Vec<u8>, Verifier), Failure> {
 }
 
 impl Args {
+    fn checked(&self) -> Checked {
+        Checked { measurements: !self.measurements.any_measurement, nonce: self.nonce.nonce.is_some() }
+    }
+
     fn clock(&self) -> Clock {
         match self.at {
             Some(time) => Clock::At(time),

@@ -18,12 +18,20 @@ pub(super) struct Report {
     timestamp: String,
     not_after: String,
     judged_at: &'static str,
+    checked: Checked,
     debug: bool,
     root_fingerprint: String,
     pcrs: BTreeMap<Register, String>,
     nonce: Option<String>,
     user_data: Option<String>,
     public_key: Option<String>,
+}
+
+/// What the flags had compared. The rest is checked always.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Checked {
+    pub(super) measurements: bool,
+    pub(super) nonce: bool,
 }
 
 /// A refusal, without a word of what the document says.
@@ -40,7 +48,7 @@ struct Refusal<'a> {
 struct Register(u8);
 
 impl Report {
-    pub(super) fn new(verified: &Verified<'_>, clock: Clock) -> Self {
+    pub(super) fn new(verified: &Verified<'_>, clock: Clock, checked: Checked) -> Self {
         Self {
             verified: true,
             module_id: verified.module_id().to_owned(),
@@ -53,6 +61,7 @@ impl Report {
                 Clock::At(_) => "given-time",
                 Clock::DocumentTime => "document-time",
             },
+            checked,
             debug: verified.is_debug(),
             root_fingerprint: hex::encode(verified.root_fingerprint()),
             pcrs: verified.pcrs().map(|(index, pcr)| (Register(index), hex::encode(pcr))).collect(),
@@ -75,6 +84,12 @@ impl Report {
         match self.judged_at {
             "now" => writeln!(out, "VERIFIED")?,
             audit => writeln!(out, "VERIFIED as of {audit}, which says nothing about the present")?,
+        }
+        if !self.checked.measurements {
+            writeln!(out, "NOT CHECKED: measurements, so this may be any application")?;
+        }
+        if !self.checked.nonce {
+            writeln!(out, "NOT CHECKED: nonce, so this may be a replay")?;
         }
         if self.debug {
             writeln!(out, "DEBUG MODE: the application is not measured")?;
