@@ -18,6 +18,7 @@ use webpki::aws_lc_rs::ECDSA_P384_SHA384;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::anchors::{Fingerprint, TrustAnchors, fingerprint};
+use crate::cache::{Cache, ChainId};
 use crate::document::{Claims, MAX_CABUNDLE};
 use crate::error::Error;
 use crate::x509::Certificate;
@@ -147,23 +148,26 @@ impl<'a> Chain<'a> {
         self.certificates().map(|(_, certificate)| certificate.not_after).min().unwrap_or(i64::MIN)
     }
 
-    /// Verifies validity, path lengths and all signatures at `seconds` since the epoch.
-    pub(crate) fn verify(&self, seconds: u64) -> Result<(), ChainError> {
+    /// Verifies validity, path lengths and all signatures at `seconds` since
+    /// the epoch. Signatures that `cache` remembers are not verified again.
+    pub(crate) fn verify(&self, seconds: u64, cache: Option<&Cache>) -> Result<(), ChainError> {
         self.check_validity(i64::try_from(seconds).unwrap_or(i64::MAX))?;
-        let [root, intermediates @ .., leaf] = self.ders.as_slice() else {
-            return Err(ChainError::OtherPath);
-        };
-        let anchor = [anchor_from_trusted_cert(root).map_err(ChainError::Rejected)?];
-        let leaf = EndEntityCert::try_from(leaf).map_err(ChainError::Rejected)?;
-        // Real leaves have no extendedKeyUsage; one that has must allow clients.
-        let usage = KeyUsage::client_auth();
-        let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        let path = leaf
-            .verify_for_usage(&[ECDSA_P384_SHA384], &anchor, intermediates, time, usage, None, None)
-            .map_err(refusal)?;
-        if path.intermediate_certificates().count() != intermediates.len() {
-            return Err(ChainError::OtherPath);
+        let [issuers @ .., leaf] = self.ders.as_slice() else { return Err(ChainError::OtherPath) };
+        let Some(cache) = cache else { return verify_path(issuers, leaf, seconds) };
+        let known_issuers = ChainId::of(issuers.iter().map(AsRef::as_ref));
+        let known_chain = ChainId::of(self.ders.iter().map(AsRef::as_ref));
+        if cache.contains(known_chain) {
+            return Ok(());
         }
+        match issuers {
+            // The last issuer has been verified, so the leaf may start from it.
+            [.., last] if cache.contains(known_issuers) => {
+                verify_path(std::slice::from_ref(last), leaf, seconds)?
+            }
+            issuers => verify_path(issuers, leaf, seconds)?,
+        }
+        cache.insert(known_issuers);
+        cache.insert(known_chain);
         Ok(())
     }
 
@@ -205,6 +209,27 @@ impl<'a> Chain<'a> {
         }
         Ok(())
     }
+}
+
+/// Verifies the one path from the first of `issuers`, which is trusted, to `leaf`.
+fn verify_path(
+    issuers: &[CertificateDer<'_>],
+    leaf: &CertificateDer<'_>,
+    seconds: u64,
+) -> Result<(), ChainError> {
+    let [anchor, intermediates @ ..] = issuers else { return Err(ChainError::OtherPath) };
+    let anchor = [anchor_from_trusted_cert(anchor).map_err(ChainError::Rejected)?];
+    let leaf = EndEntityCert::try_from(leaf).map_err(ChainError::Rejected)?;
+    // Real leaves have no extendedKeyUsage; one that has must allow clients.
+    let usage = KeyUsage::client_auth();
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let path = leaf
+        .verify_for_usage(&[ECDSA_P384_SHA384], &anchor, intermediates, time, usage, None, None)
+        .map_err(refusal)?;
+    if path.intermediate_certificates().count() != intermediates.len() {
+        return Err(ChainError::OtherPath);
+    }
+    Ok(())
 }
 
 fn refusal(error: webpki::Error) -> ChainError {

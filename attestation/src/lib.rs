@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod anchors;
+mod cache;
 pub mod cbor;
 pub mod chain;
 mod cose;

@@ -10,9 +10,12 @@
 //! Cheap bounds come first; measurements are compared only once they are
 //! known to be authentic.
 
+use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::anchors::{Fingerprint, TrustAnchors};
+use crate::cache::Cache;
 use crate::chain::Chain;
 use crate::document::{Claims, Pcr, Untrusted};
 use crate::error::Error;
@@ -71,6 +74,7 @@ impl TimeError {
 pub struct Verifier {
     anchors: TrustAnchors,
     policy: Policy,
+    cache: Option<Arc<Cache>>,
 }
 
 /// A document that passed every check. Only a [`Verifier`] makes one.
@@ -85,7 +89,20 @@ pub struct Verified<'a> {
 impl Verifier {
     /// A verifier that trusts `anchors` and asks for `policy`.
     pub fn new(anchors: TrustAnchors, policy: Policy) -> Self {
-        Self { anchors, policy }
+        Self { anchors, policy, cache: None }
+    }
+
+    /// Remembers the signatures of up to `chains` chains that verified (two
+    /// entries for each enclave: its issuers, and those with its leaf; 100
+    /// bytes an entry). Clones share them. Roots and dates are checked anew.
+    pub fn with_chain_cache(mut self, chains: NonZeroUsize) -> Self {
+        self.cache = Some(Arc::new(Cache::new(chains)));
+        self
+    }
+
+    /// How many chains are remembered.
+    pub fn cached_chains(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.len())
     }
 
     /// Verifies a document as the NSM returned it.
@@ -104,7 +121,7 @@ impl Verifier {
         let Untrusted { envelope, claims } = document;
         let moment = Moment::of(&claims, clock, self.policy.skew);
         let chain = Chain::read(&claims, &self.anchors)?;
-        chain.verify(moment.chain_time().as_secs())?;
+        chain.verify(moment.chain_time().as_secs(), self.cache.as_deref())?;
         if !envelope.is_signed_by(chain.leaf.public_key) {
             return Err(Error::Signature);
         }

@@ -44,6 +44,9 @@ pub enum CertificateError {
     /// A critical extension other than basicConstraints and keyUsage.
     #[error("a critical extension is unknown")]
     UnknownCritical,
+    /// Name constraints, which no Nitro certificate has.
+    #[error("name constraints are not supported")]
+    NameConstraints,
     /// basicConstraints is missing on an issuer, or not critical.
     #[error("basicConstraints is missing or not critical")]
     BasicConstraints,
@@ -72,6 +75,7 @@ impl CertificateError {
             Self::CommonName => "x509.common-name",
             Self::DuplicateExtension => "x509.duplicate-extension",
             Self::UnknownCritical => "x509.unknown-critical",
+            Self::NameConstraints => "x509.name-constraints",
             Self::BasicConstraints => "x509.basic-constraints",
             Self::Ca => "x509.ca",
             Self::LeafPathLength => "x509.leaf-path-length",
@@ -117,6 +121,7 @@ const EXTENSIONS: u8 = 0xa3;
 const COMMON_NAME: &[u8] = &[0x55, 4, 3];
 const KEY_USAGE: &[u8] = &[0x55, 29, 15];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 29, 19];
+const NAME_CONSTRAINTS: &[u8] = &[0x55, 29, 30];
 const TRUE: &[u8] = &[0xff];
 
 const DIGITAL_SIGNATURE: u8 = 0x80;
@@ -229,6 +234,9 @@ impl<'a> Certificate<'a> {
                 self.constraints = Some(constraints);
             }
             KEY_USAGE => self.usage = Some(key_usage(extension.value).map_err(der_error("keyUsage"))?),
+            // They would bind certificates further down, which a chain that is
+            // remembered in parts could not honour.
+            NAME_CONSTRAINTS => return Err(CertificateError::NameConstraints),
             _ if extension.critical => return Err(CertificateError::UnknownCritical),
             _ => {}
         }

@@ -505,6 +505,11 @@ fn certificates_are_der_to_the_last_byte() {
         ("indefinite length", |f| f.certificates[LEAF].subject = vec![0x30, 0x80, 0, 0], "x509.der"),
         ("unknown extension", |f| extend(f, &[extension(PRIVATE, false, &[5, 0])]), "accepted"),
         (
+            "name constraints",
+            |f| extend(f, &[extension(&[0x55, 29, 30], false, &[0x30, 0])]),
+            "x509.name-constraints",
+        ),
+        (
             "unknown critical extension",
             |f| extend(f, &[extension(PRIVATE, true, &[5, 0])]),
             "x509.unknown-critical",
