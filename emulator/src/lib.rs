@@ -1,3 +1,16 @@
 //! A Nitro-shaped machine on any Linux box, for development and tests.
+//!
+//! ```text
+//! fakenitro -- COMMAND ──joins──▶ node (one per state directory) ──starts──▶ engine ─▶ /init
+//!      client::launch                node::daemon                            engine
+//! ```
+//!
+//! [`client`] prepares and becomes the command, [`node`] answers its filtered
+//! system calls, [`engine`] runs images, [`nsm`] is their security module.
 
+pub mod client;
+pub mod engine;
+pub mod filter;
+pub mod node;
 pub mod nsm;
+pub mod sys;
