@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -219,7 +219,7 @@ fn unusable_arguments_are_named_and_leave_nothing_behind() {
     }
     failed(&inputs.build().env("SOURCE_DATE_EPOCH", "now").output().unwrap(), 64, "SOURCE_DATE_EPOCH");
     let with = |flag: &str, value: &str| {
-        let mut arguments = vec![
+        let mut arguments = [
             ("--rootfs", "rootfs"),
             ("--kernel", "kernel"),
             ("--app", "enclave.yaml"),
@@ -320,6 +320,73 @@ fn inspect_says_what_is_wrong_and_at_which_byte() {
         failed(&inspect(&path, true), 65, message);
     }
     failed(&inspect(&inputs.path("nowhere"), false), 66, "cannot open image");
+}
+
+#[test]
+fn a_killed_build_leaves_nothing_behind() {
+    let inputs = Inputs::new();
+    let mut unnamed = fs::OpenOptions::new();
+    unnamed.write(true).custom_flags(nix::libc::O_TMPFILE);
+    if let Err(error) = unnamed.open(inputs.0.path()) {
+        eprintln!("SKIPPED: the temporary directory's file system has no unnamed files ({error})");
+        return;
+    }
+    // Large enough to be at work when the signal comes; all of it a hole.
+    fs::File::create(inputs.path("rootfs/large")).unwrap().set_len(2 << 30).unwrap();
+    let mut build = inputs.build().stdout(std::process::Stdio::null()).spawn().unwrap();
+    let output_is_open = || {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", build.id())).into_iter().flatten().flatten();
+        let mut targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+        targets.any(|target| {
+            target.parent() == Some(inputs.0.path()) && target.to_string_lossy().contains("deleted")
+        })
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !output_is_open() {
+        assert!(std::time::Instant::now() < deadline, "the build never opened its output");
+        std::thread::yield_now();
+    }
+    build.kill().unwrap();
+    assert!(!build.wait().unwrap().success());
+    inputs.assert_nothing_left();
+}
+
+#[test]
+fn an_image_that_overwrites_its_agent_is_warned_of() {
+    let inputs = Inputs::new();
+    let metadata = eif::Metadata {
+        image_name: "two agents".to_owned(),
+        image_version: "1".to_owned(),
+        build: eif::BuildMetadata {
+            build_time: "1970-01-01T00:00:00Z".to_owned(),
+            build_tool: "test".to_owned(),
+            build_tool_version: "1".to_owned(),
+            operating_system: "Linux".to_owned(),
+            kernel_version: "6.1".to_owned(),
+        },
+        docker_info: Value::Null,
+        custom: serde_json::json!({"team": "blue"}),
+    };
+    let path = inputs.path("out.eif");
+    let output = fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    let mut kernel = fs::File::open(inputs.path("kernel")).unwrap();
+    let mut writer =
+        eif::ImageWriter::create(output, eif::Architecture::X86_64, &mut kernel, "quiet", &metadata).unwrap();
+    for agent in ["rootfs/hello", "rootfs/etc/motd"].map(|name| inputs.path(name)) {
+        writer
+            .generate_ramdisk(|ramdisk| {
+                eif::ramdisk::write_agent(&mut fs::File::open(&agent).unwrap(), &agent, ramdisk).unwrap();
+                Ok::<_, eif::WriteError>(())
+            })
+            .unwrap();
+    }
+    writer.finish().unwrap();
+    let output = inspect(&path, true);
+    let report: Value = serde_json::from_str(&succeeded(&output)).unwrap();
+    let warning = report["Warnings"][0].as_str().unwrap();
+    assert!(warning.contains("replaces \"init\" of ramdisk 0"), "{warning}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(warning));
+    assert_eq!(report["Metadata"]["team"], "blue");
 }
 
 #[test]
