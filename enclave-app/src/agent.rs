@@ -1,0 +1,295 @@
+//! The task that owns the enclave's [`Life`], and everything that it starts.
+//!
+//! ```text
+//! control connections ─┐
+//! launcher, readiness ─┼─ events ─▶ Life ─ actions ─▶ signals, drain
+//! SIGCHLD, SIGTERM ────┤              └─ status ──▶ control connections
+//! deadline ────────────┘
+//! ```
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_vsock::VsockStream;
+use wire::port;
+use wire::settings::{ROOTFS_PATH, SETTINGS_PATH, Settings};
+
+use crate::attestation::{self, Notary};
+use crate::boot::Booted;
+use crate::children;
+use crate::claim::Claim;
+use crate::control::Control;
+use crate::heartbeat;
+use crate::ingress::Ingress;
+use crate::launch::{self, Launcher};
+use crate::life::{Action, CLAIM_WINDOW, Event, Life};
+use crate::listener;
+use crate::log::{chain, log};
+use crate::readiness::Rule;
+
+/// Between SIGTERM and SIGKILL when it is PID 1 that is asked to end.
+const OWN_GRACE: Duration = Duration::from_secs(10);
+/// Control and attestation connections at once; strangers among them are gone after 2 s.
+const MAX_CONNECTIONS: usize = 256;
+/// More threads than this do not make a relay faster, and the CPUs are the workload's.
+const MAX_THREADS: usize = 4;
+
+/// The runtime of the agent.
+pub(crate) fn runtime() -> io::Result<Runtime> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(cpus.min(MAX_THREADS)).enable_all().build()
+}
+
+/// Lives the enclave's life, from boot to power-off.
+pub(crate) async fn run(started: Instant, booted: Booted) {
+    match Agent::new(started) {
+        Ok(agent) => agent.live(booted).await,
+        // Without signals or the control port nobody can be told anything.
+        Err(error) => log(&format!("cannot start: {error}")),
+    }
+}
+
+struct Agent {
+    started: Instant,
+    claim: Arc<Claim>,
+    events: mpsc::Sender<Event>,
+    inbox: mpsc::Receiver<Event>,
+    status: watch::Sender<crate::life::Status>,
+    life: Life,
+    workload: Option<Pid>,
+    ingress: Option<Arc<Ingress>>,
+    signals: Signals,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct Signals {
+    child: SignalStream,
+    terminate: SignalStream,
+    interrupt: SignalStream,
+}
+
+impl Agent {
+    fn new(started: Instant) -> io::Result<Agent> {
+        let (events, inbox) = mpsc::channel(64);
+        let life = Life::new(started.elapsed());
+        Ok(Agent {
+            started,
+            claim: Arc::default(),
+            events,
+            inbox,
+            status: watch::Sender::new(life.status().clone()),
+            life,
+            workload: None,
+            ingress: None,
+            signals: Signals {
+                child: signal(SignalKind::child())?,
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+            },
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Ports first, so that a failure of anything later can be told.
+    async fn live(mut self, booted: Booted) {
+        let Booted { machine, nsm } = booted;
+        let notary = nsm.and_then(|nsm| Notary::start(nsm).map_err(|error| error.to_string()));
+        if let Err(error) = self.open_ports(notary.map_err(Arc::from)) {
+            log(&format!("cannot listen on vsock: {error}"));
+        }
+        self.look_for_other_launchers();
+        if let Err(cause) = machine.and_then(|()| self.launch()) {
+            self.take(Event::Unlaunchable { cause });
+        }
+        while !self.life.is_over() {
+            let event = self.next_event().await;
+            self.take(event);
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn next_event(&mut self) -> Event {
+        loop {
+            let deadline =
+                self.life.deadline().map(|after| tokio::time::Instant::from_std(self.started + after));
+            tokio::select! {
+                biased;
+                _ = self.signals.child.recv() => {
+                    if let Some(status) = children::reap(self.workload) {
+                        self.workload = None;
+                        return Event::Exited(status);
+                    }
+                }
+                _ = self.signals.terminate.recv() => return Event::Stop { grace: OWN_GRACE },
+                _ = self.signals.interrupt.recv() => return Event::Stop { grace: OWN_GRACE },
+                // Never `None`: `self.events` is a sender too.
+                Some(event) = self.inbox.recv() => return event,
+                () = until(deadline) => return Event::DeadlinePassed,
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match &event {
+            Event::LaunchFailed { cause } | Event::Unlaunchable { cause } => log(cause),
+            Event::Exited(status) => log(&format!("the workload ended: {status:?}")),
+            _ => {}
+        }
+        for action in self.life.on(self.started.elapsed(), event) {
+            self.perform(action);
+        }
+        self.status.send_if_modified(|status| {
+            let changed = status != self.life.status();
+            status.clone_from(self.life.status());
+            changed
+        });
+    }
+
+    fn perform(&self, action: Action) {
+        match action {
+            Action::Terminate => self.signal_workload(Signal::SIGTERM),
+            Action::Kill => self.signal_workload(Signal::SIGKILL),
+            Action::Forward(number) => match Signal::try_from(i32::from(number)) {
+                Ok(signal) => self.signal_workload(signal),
+                Err(_) => log(&format!("signal {number} cannot be passed on")),
+            },
+            Action::KillLeftovers => {
+                // PID 1 itself is never meant by this; ESRCH: nobody is left.
+                let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+            }
+            Action::Drain => {
+                let ingress = self.ingress.clone();
+                self.report(async move {
+                    if let Some(ingress) = ingress {
+                        ingress.drain().await;
+                    }
+                    Event::Drained
+                });
+            }
+        }
+    }
+
+    /// To the whole process group: a shell as entrypoint does not pass signals on.
+    fn signal_workload(&self, signal: Signal) {
+        if let Some(workload) = self.workload
+            && let Err(error) = kill(Pid::from_raw(-workload.as_raw()), signal)
+        {
+            log(&format!("cannot send {signal} to the workload: {error}"));
+        }
+    }
+
+    fn launch(&mut self) -> Result<(), String> {
+        let settings = read_settings()?;
+        let rule = Rule::new(&settings, Path::new(launch::NOTIFY_PATH))
+            .map_err(|error| format!("cannot open {}: {error}", launch::NOTIFY_PATH))?;
+        self.ingress = Some(Arc::new(Ingress::open(&settings.ingress).map_err(|error| chain(&error))?));
+        let Launcher { pid, report } = launch::start(Path::new(SETTINGS_PATH), Path::new(ROOTFS_PATH))
+            .map_err(|error| format!("cannot start the launcher: {error}"))?;
+        self.workload = Some(pid);
+        let events = self.events.clone();
+        self.report(async move {
+            match report.read().await {
+                Err(cause) => Event::LaunchFailed { cause },
+                Ok(()) => {
+                    let _ = events.send(Event::Launched).await;
+                    rule.met(pid).await;
+                    Event::Ready
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Runs `work` beside the agent and takes its event, unless the enclave ends first.
+    fn report(&self, work: impl Future<Output = Event> + Send + 'static) {
+        let (events, stop) = (self.events.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                event = work => drop(events.send(event).await),
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    fn look_for_other_launchers(&self) {
+        let claim = Arc::clone(&self.claim);
+        let at = tokio::time::Instant::from_std(self.started + CLAIM_WINDOW);
+        self.beside(async move {
+            tokio::time::sleep_until(at).await;
+            if !claim.is_made()
+                && let Err(error) = heartbeat::send().await
+            {
+                log(&format!("no other launcher waits for a heartbeat: {error}"));
+            }
+        });
+    }
+
+    fn open_ports(&self, notary: Result<Notary, Arc<str>>) -> io::Result<()> {
+        let control =
+            Arc::new(Control::new(Arc::clone(&self.claim), self.status.subscribe(), self.events.clone()));
+        self.open_port(port::CONTROL, "control", move |stream| {
+            let control = Arc::clone(&control);
+            async move { drop(control.serve(stream).await) }
+        })?;
+        let (claim, notary) = (Arc::clone(&self.claim), Arc::new(notary));
+        self.open_port(port::ATTESTATION, "attestation", move |stream| {
+            let (claim, notary) = (Arc::clone(&claim), Arc::clone(&notary));
+            async move { drop(attestation::serve(&claim, &notary, stream).await) }
+        })
+    }
+
+    /// How a connection ended is the peer's affair; strangers must not fill the console.
+    fn open_port<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        port: u32,
+        name: &'static str,
+        serve: impl Fn(VsockStream) -> F + Send + Sync + 'static,
+    ) -> io::Result<()> {
+        let listener = listener::bind(port)?;
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            listener::listen(listener, name, permits, stop.clone(), |stream, permit| {
+                let (served, stop) = (serve(stream), stop.clone());
+                tasks.spawn(async move {
+                    stop.run_until_cancelled(served).await;
+                    drop(permit);
+                });
+            })
+            .await;
+        });
+        Ok(())
+    }
+
+    fn beside(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled_owned(work).await });
+    }
+}
+
+fn read_settings() -> Result<Settings, String> {
+    let bytes =
+        std::fs::read(SETTINGS_PATH).map_err(|error| format!("cannot read {SETTINGS_PATH}: {error}"))?;
+    Settings::from_json(&bytes).map_err(|error| format!("{SETTINGS_PATH}: {}", chain(&error)))
+}
+
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
