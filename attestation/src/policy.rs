@@ -4,7 +4,6 @@
 //! them, and it accepts nothing until it has been told about the nonce. Every
 //! loosening has a name that a reviewer can search for.
 
-use std::fmt;
 use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -323,15 +322,5 @@ fn is_expected(expected: Option<&[u8]>, actual: Option<&[u8]>) -> bool {
         (None, _) => true,
         (Some(expected), Some(actual)) => verify_slices_are_equal(expected, actual).is_ok(),
         (Some(_), None) => false,
-    }
-}
-
-impl fmt::Display for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.measurements {
-            Measurements::OneOf(builds) => write!(f, "{} accepted builds", builds.len())?,
-            Measurements::AnyInsecure => write!(f, "any measurement")?,
-        }
-        write!(f, ", at most {} s old", self.max_age.as_secs())
     }
 }
