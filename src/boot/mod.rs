@@ -1,0 +1,196 @@
+//! From a configuration to a started enclave. [`launch`] is the boot order.
+//!
+//! ```text
+//! image checks ─▶ plan ─▶ device ─▶ create ─▶ map + prefault ─▶ load ─▶ donate ─▶ CPUs ─▶ start
+//!     65          64, 71    69         71           71                                 71
+//! ```
+//! Everything here blocks and runs on one thread: the driver wants one process
+//! from create to start, and no fork in between. An error or a drop on the way
+//! closes the enclave, which frees its slot, CPUs and memory.
+
+mod load;
+pub(crate) mod plan;
+mod snapshot;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use eif::{Architecture, Image, ImageError};
+use nitro_device::{Cid, CidError, Device, DeviceError, Enclave, Mode, RegionError};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::exit::{Blame, Exit};
+use crate::timeline::Timeline;
+use plan::{Cpus, Plan, Shortfall, Snapshot, Wish};
+
+/// Why the enclave did not start. One variant per thing an operator can mend.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    #[error("image {} cannot be used", .path.display())]
+    Image { path: PathBuf, source: ImageError },
+    #[error("image {} is for {actual}, this machine is {expected}", .path.display())]
+    Architecture { path: PathBuf, expected: Architecture, actual: Architecture },
+    #[error("image {} cannot be read into the enclave's memory", .path.display())]
+    Load { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Plan(#[from] Shortfall),
+    #[error("cannot make a vsock socket")]
+    NoVsock(#[source] Errno),
+    #[error("no enclave device")]
+    NoDevice(#[source] DeviceError),
+    #[error("the enclave cannot be set up")]
+    Device(#[from] DeviceError),
+    #[error("the enclave's memory cannot be had")]
+    Memory(#[from] RegionError),
+    #[error("the driver loads images at byte {offset}, the memory ends at {memory}")]
+    LoadOffset { offset: u64, memory: u64 },
+    #[error("cid cannot be used")]
+    Cid(#[from] CidError),
+    #[error("stopped during the launch")]
+    Stopped,
+}
+
+impl Blame for BootError {
+    fn exit(&self) -> Exit {
+        match self {
+            BootError::Image { .. } | BootError::Architecture { .. } | BootError::Load { .. } => Exit::Image,
+            BootError::Plan(shortfall) => shortfall.exit(),
+            BootError::NoVsock(_) | BootError::NoDevice(_) => Exit::Unavailable,
+            BootError::Device(_) | BootError::Memory(_) | BootError::LoadOffset { .. } => Exit::Resources,
+            BootError::Cid(_) => Exit::Usage,
+            BootError::Stopped => Exit::Bug,
+        }
+    }
+
+    fn fix(&self) -> String {
+        match self {
+            BootError::Image { source: ImageError::Open { .. }, .. } => {
+                "put the image there, or name it with --eif".into()
+            }
+            BootError::Image { .. } => "build the image again, and compare its checksum after copying".into(),
+            BootError::Architecture { expected, .. } => format!("build the image for {expected}"),
+            BootError::Load { .. } => "leave the image alone while the shim starts".into(),
+            BootError::Plan(shortfall) => shortfall.fix(),
+            BootError::NoVsock(Errno::EPERM | Errno::EACCES) => {
+                "allow AF_VSOCK in the pod's seccomp profile (runtimes' default profiles block it)".into()
+            }
+            BootError::NoVsock(_) => "load the vsock module on the instance".into(),
+            BootError::NoDevice(error) | BootError::Device(error) => error.fix().into(),
+            BootError::Memory(error) => memory_fix(error),
+            BootError::LoadOffset { offset, .. } => {
+                format!("set memory_mib to more than {}", offset.div_ceil(1 << 20))
+            }
+            BootError::Cid(_) => "choose a cid of at least 4, or leave it out".into(),
+            BootError::Stopped => "nothing: it was asked to stop".into(),
+        }
+    }
+}
+
+fn memory_fix(error: &RegionError) -> String {
+    let (RegionError::Length { length, page }
+    | RegionError::Map { length, page, .. }
+    | RegionError::Prefault { length, page, .. }) = error;
+    format!(
+        "set `{}: {}Mi` in the container's resources.limits, and reserve as much on the node (another program may have taken it)",
+        page.resource(),
+        length >> 20
+    )
+}
+
+/// An image that may be launched.
+#[derive(Debug)]
+pub(crate) struct CheckedImage {
+    file: File,
+    len: u64,
+    path: PathBuf,
+}
+
+/// An enclave that runs, not yet watched.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) enclave: Enclave,
+    pub(crate) cid: Cid,
+}
+
+/// The first half, which touches no device: image and plan.
+pub(crate) fn prepare(config: &Config, timeline: &Timeline) -> Result<(CheckedImage, Plan), BootError> {
+    let image = check_image(&config.eif)?;
+    timeline.reached("image checked");
+    let wish = Wish {
+        memory: config.memory_mib.map(|mib| mib << 20),
+        cpus: match config.cpu_ids.as_slice() {
+            [] => Cpus::Count(config.cpus),
+            ids => Cpus::Ids(ids.to_vec()),
+        },
+        image: image.len,
+    };
+    let plan = plan::plan(&wish, &Snapshot::take(Path::new("/")))?;
+    timeline.reached("planned");
+    Ok((image, plan))
+}
+
+/// The second half: from the device to a running enclave.
+pub(crate) fn launch(
+    config: &Config,
+    image: &CheckedImage,
+    plan: &Plan,
+    timeline: &Timeline,
+    stop: &CancellationToken,
+) -> Result<Started, BootError> {
+    let cid = config.cid.map(Cid::try_from).transpose()?;
+    let mode = if config.debug { Mode::Debug } else { Mode::Production };
+    let begun = Instant::now();
+
+    probe_vsock()?;
+    let device = Device::open(&config.device).map_err(BootError::NoDevice)?;
+    let mut enclave = device.create_enclave()?;
+    timeline.reached("enclave created");
+    let mut memory = load::map(plan, stop)?;
+    timeline.reached("memory mapped");
+    let offset = enclave.image_load_offset()?;
+    load::image(image, &mut memory, offset, stop)?;
+    timeline.reached("image loaded");
+    for region in memory {
+        enclave.donate(region)?;
+    }
+    timeline.reached("memory donated");
+    for cpu in plan.cpus.each() {
+        enclave.add_vcpu(cpu)?;
+    }
+    if stop.is_cancelled() {
+        return Err(BootError::Stopped);
+    }
+    let cid = enclave.start(mode, cid)?;
+    timeline.reached("enclave started");
+    tracing::info!(%cid, slot_uid = enclave.slot_uid(), took = ?begun.elapsed(), "enclave started");
+    Ok(Started { enclave, cid })
+}
+
+fn check_image(path: &Path) -> Result<CheckedImage, BootError> {
+    let blamed = |source| BootError::Image { path: path.to_owned(), source };
+    let opened = || {
+        let file = File::open(path)?;
+        Ok((file.try_clone()?, file))
+    };
+    let (file, for_checks) =
+        opened().map_err(|source| blamed(ImageError::Open { path: path.to_owned(), source }))?;
+    let image = Image::read(for_checks).map_err(blamed)?;
+    let (actual, expected) = (image.layout().architecture, Architecture::HOST);
+    if actual != expected {
+        return Err(BootError::Architecture { path: path.to_owned(), expected, actual });
+    }
+    Ok(CheckedImage { file, len: image.layout().len(), path: path.to_owned() })
+}
+
+/// Runtimes' default seccomp profiles block AF_VSOCK; better known before the
+/// enclave's memory is filled than after.
+fn probe_vsock() -> Result<(), BootError> {
+    socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .map(drop)
+        .map_err(BootError::NoVsock)
+}

@@ -1,0 +1,385 @@
+//! Decides what the enclave gets, from a picture of the machine. Pure.
+//!
+//! Fewer and larger pages boot faster and leave the driver's region limit
+//! alone, so large pages are taken first; what is left over is covered by the
+//! smallest page that can. A page more than needed is waste, and reported.
+
+use std::fmt;
+
+use nitro_device::PageSize;
+use serde::Serialize;
+
+use crate::exit::{Blame, Exit};
+
+const MIB: u64 = 1 << 20;
+/// The driver's minimum (NE_ERR_ENCLAVE_MEM_MIN_SIZE), in bytes.
+const LEAST_MEMORY: u64 = 64 * MIB;
+/// Where the drivers seen so far load the image (NE_EIF_LOAD_OFFSET), in bytes.
+/// The driver's own answer is checked again at launch.
+const LOAD_OFFSET: u64 = 8 * MIB;
+
+/// The machine's huge pages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    /// One entry a page size.
+    pub(crate) pools: Vec<Pool>,
+}
+
+/// Pages of one size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pool {
+    pub(crate) page: PageSize,
+    /// Pages that nobody uses or has reserved.
+    pub(crate) free: u64,
+    /// The control group's limit, if it has one.
+    pub(crate) limit: Option<Limit>,
+}
+
+/// A control group's hugetlb limit, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit {
+    pub(crate) max: u64,
+    pub(crate) used: u64,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// Bytes of memory; `None` for what was granted.
+    pub(crate) memory: Option<u64>,
+    pub(crate) cpus: Cpus,
+    /// Bytes of the image file.
+    pub(crate) image: u64,
+}
+
+/// The enclave's CPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Cpus {
+    /// So many; the driver picks.
+    Count(u32),
+    /// These.
+    Ids(Vec<u32>),
+}
+
+impl Cpus {
+    /// One entry a CPU: its id, or `None` for the driver's choice.
+    pub(crate) fn each(&self) -> Vec<Option<u32>> {
+        match self {
+            Cpus::Count(count) => vec![None; *count as usize],
+            Cpus::Ids(ids) => ids.iter().copied().map(Some).collect(),
+        }
+    }
+}
+
+/// What the enclave gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Largest pages first: the order in which they make up the memory.
+    pub(crate) regions: Vec<Region>,
+    pub(crate) cpus: Cpus,
+    /// Bytes beyond the wish.
+    pub(crate) waste: u64,
+}
+
+/// Memory of one page size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Region {
+    pub(crate) page: PageSize,
+    pub(crate) pages: u64,
+}
+
+impl Region {
+    pub(crate) fn bytes(self) -> u64 {
+        self.page.bytes() * self.pages
+    }
+}
+
+impl Plan {
+    /// Bytes of memory.
+    pub(crate) fn memory(&self) -> u64 {
+        self.regions.iter().map(|region| region.bytes()).sum()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MiB of memory (", self.memory() / MIB)?;
+        for (index, region) in self.regions.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{} x {}", region.pages, region.page)?;
+        }
+        if self.waste > 0 {
+            write!(f, "; {} MiB more than asked", self.waste.div_ceil(MIB))?;
+        }
+        match &self.cpus {
+            Cpus::Count(count) => write!(f, "), {count} CPUs"),
+            Cpus::Ids(ids) => write!(f, "), CPUs {ids:?}"),
+        }
+    }
+}
+
+/// Why there is no plan. Sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Shortfall {
+    /// The pod's limits allow less than is asked for.
+    #[error("need {} MiB of huge pages, the control group's limits leave {} MiB", mib(.needed), mib(.left))]
+    Granted { page: PageSize, needed: u64, left: u64 },
+    /// The node has fewer free pages than are asked for.
+    #[error("need {} MiB of huge pages, {} MiB are free on this node", mib(.needed), mib(.free))]
+    Free { page: PageSize, needed: u64, free: u64 },
+    /// Neither wish nor grant nor free pages.
+    #[error("there are no free huge pages for the enclave")]
+    None { needed: u64 },
+    /// The memory cannot hold the image, or is under the driver's minimum.
+    #[error("the enclave would have {} MiB of memory, this image needs at least {} MiB", mib(.memory), mib(.needed))]
+    Small { page: PageSize, memory: u64, needed: u64, chosen: bool },
+}
+
+fn mib(bytes: &u64) -> u64 {
+    bytes.div_ceil(MIB)
+}
+
+impl Blame for Shortfall {
+    fn exit(&self) -> Exit {
+        match self {
+            Shortfall::Small { chosen: true, .. } => Exit::Usage,
+            _ => Exit::Resources,
+        }
+    }
+
+    fn fix(&self) -> String {
+        match *self {
+            Shortfall::Granted { page, needed, .. } => {
+                format!("set `{}` in the container's resources.limits", resource_line(page, needed))
+            }
+            Shortfall::Free { page, needed, free } => format!(
+                "reserve {} more {page} pages on the node (memory_mib in allocator.yaml, or {}/nr_hugepages), \
+                 or ask for less; the pod needs `{}`",
+                (needed - free).div_ceil(page.bytes()),
+                super::snapshot::pool_path(page).display(),
+                resource_line(page, needed)
+            ),
+            Shortfall::None { needed } => format!(
+                "reserve huge pages on the node and set `{}` in the container's resources.limits",
+                resource_line(PageSize::MIB2, needed)
+            ),
+            Shortfall::Small { page, needed, chosen, .. } => {
+                let line = resource_line(page, needed);
+                let knob =
+                    if chosen { format!("`memory_mib: {}` and ", mib(&needed)) } else { String::new() };
+                format!("set {knob}`{line}` in the container's resources.limits")
+            }
+        }
+    }
+}
+
+/// The line of a pod's manifest: `hugepages-2Mi: 128Mi`.
+fn resource_line(page: PageSize, bytes: u64) -> String {
+    let whole = bytes.div_ceil(page.bytes()) * page.bytes();
+    format!("{}: {}Mi", page.resource(), whole / MIB)
+}
+
+/// What the enclave gets on this machine.
+pub(crate) fn plan(wish: &Wish, snapshot: &Snapshot) -> Result<Plan, Shortfall> {
+    let least = LEAST_MEMORY.max((LOAD_OFFSET + wish.image).next_multiple_of(PageSize::MIB2.bytes()));
+    let mut pools: Vec<&Pool> = snapshot.pools.iter().collect();
+    pools.sort_by_key(|pool| std::cmp::Reverse(pool.page));
+    let needed = match wish.memory {
+        Some(memory) => memory,
+        None => granted(&pools).unwrap_or_else(|| pools.iter().map(|pool| pool.available()).sum()),
+    };
+    if wish.memory.is_none() && needed == 0 {
+        return Err(Shortfall::None { needed: least });
+    }
+    if needed < least {
+        let page = page_to_name(&pools);
+        return Err(Shortfall::Small { page, memory: needed, needed: least, chosen: wish.memory.is_some() });
+    }
+    let regions = take(needed, &pools).ok_or_else(|| shortfall(needed, &pools))?;
+    let plan = Plan { regions, cpus: wish.cpus.clone(), waste: 0 };
+    let waste = plan.memory() - needed;
+    Ok(Plan { waste, ..plan })
+}
+
+impl Pool {
+    /// Bytes that can be had: free, and within the limit.
+    fn available(&self) -> u64 {
+        let left = self.limit.map_or(u64::MAX, |limit| limit.max.saturating_sub(limit.used));
+        (self.free * self.page.bytes()).min(left / self.page.bytes() * self.page.bytes())
+    }
+}
+
+/// Bytes that the control group grants, if it limits anything. Kubernetes sets
+/// a limit of zero for every page size that a pod does not ask for.
+fn granted(pools: &[&Pool]) -> Option<u64> {
+    let limits: Vec<u64> = pools
+        .iter()
+        .filter_map(|pool| pool.limit.map(|limit| limit.max / pool.page.bytes() * pool.page.bytes()))
+        .collect();
+    (!limits.is_empty()).then(|| limits.iter().sum())
+}
+
+/// Pages that cover `needed` bytes; `pools` by falling page size.
+fn take(needed: u64, pools: &[&Pool]) -> Option<Vec<Region>> {
+    let mut taken: Vec<Region> = pools.iter().map(|pool| Region { page: pool.page, pages: 0 }).collect();
+    let mut left = needed;
+    for (region, pool) in taken.iter_mut().zip(pools) {
+        region.pages = left.min(pool.available()) / pool.page.bytes();
+        left -= region.bytes();
+    }
+    // What is left is less than a page of every pool that has one to spare: the smallest covers it.
+    if left > 0 {
+        let spare = |region: &Region, pool: &Pool| region.bytes() < pool.available();
+        let (region, _) = taken.iter_mut().zip(pools).rev().find(|(region, pool)| spare(region, pool))?;
+        region.pages += 1;
+    }
+    let mut surplus = taken.iter().map(|region| region.bytes()).sum::<u64>().checked_sub(needed)?;
+    for region in taken.iter_mut().rev() {
+        let dropped = (surplus / region.page.bytes()).min(region.pages);
+        region.pages -= dropped;
+        surplus -= dropped * region.page.bytes();
+    }
+    taken.retain(|region| region.pages > 0);
+    Some(taken)
+}
+
+/// Which of the two bounds is in the way.
+fn shortfall(needed: u64, pools: &[&Pool]) -> Shortfall {
+    let page = page_to_name(pools);
+    let left: u64 = pools
+        .iter()
+        .map(|pool| match pool.limit {
+            Some(limit) => limit.max.saturating_sub(limit.used),
+            None => pool.free * pool.page.bytes(),
+        })
+        .sum();
+    let free: u64 = pools.iter().map(|pool| pool.available()).sum();
+    if left < needed && pools.iter().any(|pool| pool.limit.is_some()) {
+        Shortfall::Granted { page, needed, left }
+    } else {
+        Shortfall::Free { page, needed, free }
+    }
+}
+
+/// The size that a fix names: the one that is granted or present, else 2 MiB.
+fn page_to_name(pools: &[&Pool]) -> PageSize {
+    pools
+        .iter()
+        .rev()
+        .find(|pool| pool.limit.is_some_and(|limit| limit.max > 0))
+        .or_else(|| pools.iter().rev().find(|pool| pool.free > 0))
+        .map_or(PageSize::MIB2, |pool| pool.page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pool(page: PageSize, free: u64, limit: Option<u64>) -> Pool {
+        Pool { page, free, limit: limit.map(|max| Limit { max: max * MIB, used: 0 }) }
+    }
+
+    fn wish(mib: Option<u64>) -> Wish {
+        Wish { memory: mib.map(|mib| mib * MIB), cpus: Cpus::Count(2), image: 20 * MIB }
+    }
+
+    fn pages(plan: &Plan) -> Vec<(u64, u64)> {
+        plan.regions.iter().map(|region| (region.page.bytes() / MIB, region.pages)).collect()
+    }
+
+    #[test]
+    fn memory_defaults_to_the_grant_and_without_limits_to_what_is_free() {
+        let pod = [pool(PageSize::MIB2, 500, Some(128)), pool(PageSize::GIB1, 4, Some(0))];
+        let plan_in_pod = plan(&wish(None), &Snapshot { pools: pod.to_vec() }).unwrap();
+        assert_eq!(pages(&plan_in_pod), [(2, 64)]);
+        let host = [pool(PageSize::MIB2, 50, None), pool(PageSize::GIB1, 1, None)];
+        let plan_on_host = plan(&wish(None), &Snapshot { pools: host.to_vec() }).unwrap();
+        assert_eq!(pages(&plan_on_host), [(1024, 1), (2, 50)]);
+    }
+
+    #[test]
+    fn a_large_page_stands_in_when_small_ones_run_out_and_the_waste_is_told() {
+        let pools = vec![pool(PageSize::MIB2, 50, None), pool(PageSize::GIB1, 1, None)];
+        let plan = plan(&wish(Some(256)), &Snapshot { pools }).unwrap();
+        assert_eq!(pages(&plan), [(1024, 1)]);
+        assert_eq!(plan.waste, 768 * MIB);
+        assert!(plan.to_string().contains("768 MiB more than asked"), "{plan}");
+    }
+
+    #[test]
+    fn a_shortfall_names_the_line_to_change() {
+        let refused = |mib, pools: Vec<Pool>| plan(&wish(mib), &Snapshot { pools }).unwrap_err();
+        let free = refused(Some(128), vec![pool(PageSize::MIB2, 32, None)]);
+        assert_eq!(free.to_string(), "need 128 MiB of huge pages, 64 MiB are free on this node");
+        assert!(free.fix().contains("reserve 32 more 2 MiB pages"), "{}", free.fix());
+        assert!(free.fix().contains("`hugepages-2Mi: 128Mi`"), "{}", free.fix());
+        let granted = refused(Some(128), vec![pool(PageSize::MIB2, 500, Some(96))]);
+        assert_eq!(granted.fix(), "set `hugepages-2Mi: 128Mi` in the container's resources.limits");
+        let grant_beyond_node = refused(None, vec![pool(PageSize::MIB2, 32, Some(128))]);
+        assert!(matches!(grant_beyond_node, Shortfall::Free { .. }), "{grant_beyond_node:?}");
+        let none = refused(None, vec![]);
+        assert!(none.fix().contains("`hugepages-2Mi: 64Mi`"), "{}", none.fix());
+        for shortfall in [free, granted, grant_beyond_node, none] {
+            assert_eq!(shortfall.exit(), Exit::Resources);
+        }
+    }
+
+    #[test]
+    fn memory_too_small_for_the_image_is_refused_with_the_real_need() {
+        let wish = Wish { memory: Some(64 * MIB), cpus: Cpus::Count(2), image: 100 * MIB };
+        let pools = vec![pool(PageSize::MIB2, 500, None)];
+        let small = plan(&wish, &Snapshot { pools }).unwrap_err();
+        assert!(small.fix().contains("`memory_mib: 108`"), "{}", small.fix());
+        assert_eq!(small.exit(), Exit::Usage);
+    }
+
+    fn any_pool(page: PageSize, most: u64) -> impl Strategy<Value = Pool> {
+        let limit = proptest::option::of((0..most * page.bytes(), 0..most * page.bytes()));
+        (0..most, limit).prop_map(move |(free, limit)| Pool {
+            page,
+            free,
+            limit: limit.map(|(max, used)| Limit { max, used }),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_covers_the_wish_within_every_bound_and_wastes_no_whole_page(
+            small in any_pool(PageSize::MIB2, 2000),
+            large in any_pool(PageSize::GIB1, 6),
+            mib in 64u64..8192,
+        ) {
+            let snapshot = Snapshot { pools: vec![small, large] };
+            let available: u64 = snapshot.pools.iter().map(Pool::available).sum();
+            match plan(&wish(Some(mib)), &snapshot) {
+                Ok(plan) => {
+                    prop_assert!(plan.memory() >= mib * MIB);
+                    prop_assert_eq!(plan.memory() - mib * MIB, plan.waste);
+                    for region in &plan.regions {
+                        let pool = snapshot.pools.iter().find(|pool| pool.page == region.page).unwrap();
+                        prop_assert!(region.bytes() <= pool.available());
+                        prop_assert!(plan.waste < region.page.bytes());
+                    }
+                    prop_assert!(plan.regions.is_sorted_by_key(|region| std::cmp::Reverse(region.page)));
+                }
+                Err(shortfall) => {
+                    prop_assert!(available < mib * MIB, "{shortfall:?}");
+                    prop_assert!(!shortfall.fix().is_empty());
+                }
+            }
+        }
+
+        #[test]
+        fn without_a_wish_a_plan_never_exceeds_what_can_be_had(
+            small in any_pool(PageSize::MIB2, 2000),
+            large in any_pool(PageSize::GIB1, 6),
+        ) {
+            let snapshot = Snapshot { pools: vec![small, large] };
+            if let Ok(plan) = plan(&wish(None), &snapshot) {
+                prop_assert!(plan.memory() <= snapshot.pools.iter().map(Pool::available).sum());
+            }
+        }
+    }
+}

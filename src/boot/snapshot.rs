@@ -1,0 +1,166 @@
+//! Takes the picture of the machine that the planner works from. What cannot
+//! be read is left out: a missing file means "no such pool" or "no limit".
+//!
+//! Sources: Documentation/admin-guide/mm/hugetlbpage.rst,
+//! cgroup-v2.rst (HugeTLB), cgroup-v1/hugetlb.rst.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nitro_device::PageSize;
+
+use super::plan::{Limit, Pool, Snapshot};
+
+const POOLS: &str = "sys/kernel/mm/hugepages";
+const CGROUPS: &str = "sys/fs/cgroup";
+/// Kernels write about 2^63 for "no limit".
+const NO_LIMIT: u64 = 1 << 60;
+
+impl Snapshot {
+    /// The machine whose file system begins at `root`.
+    pub(crate) fn take(root: &Path) -> Snapshot {
+        let groups = hugetlb_groups(root);
+        let mut pools: Vec<Pool> = fs::read_dir(root.join(POOLS))
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| pool(&entry.ok()?.path(), &groups))
+            .collect();
+        pools.sort_by_key(|pool| pool.page);
+        Snapshot { pools }
+    }
+}
+
+/// Where the kernel keeps the pages of one size.
+pub(crate) fn pool_path(page: PageSize) -> PathBuf {
+    Path::new("/").join(POOLS).join(format!("hugepages-{}kB", page.bytes() >> 10))
+}
+
+fn pool(path: &Path, groups: &[Group]) -> Option<Pool> {
+    let kib: u64 =
+        path.file_name()?.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+    let page = PageSize::from_bytes(kib << 10)?;
+    let free = number(&path.join("free_hugepages"))?;
+    let reserved = number(&path.join("resv_hugepages")).unwrap_or(0);
+    let tightest = |a: Limit, b: Limit| if room(b) < room(a) { b } else { a };
+    let limit = groups.iter().flat_map(|group| group.limits(page)).reduce(tightest);
+    Some(Pool { page, free: free.saturating_sub(reserved), limit })
+}
+
+fn room(limit: Limit) -> u64 {
+    limit.max.saturating_sub(limit.used)
+}
+
+/// One control group directory and the names that its version uses.
+#[derive(Debug)]
+struct Group {
+    path: PathBuf,
+    max: &'static str,
+    used: &'static str,
+}
+
+impl Group {
+    /// The limit on pages in use and the one on pages reserved by mmap.
+    fn limits(&self, page: PageSize) -> Vec<Limit> {
+        let size = match page.bytes() {
+            bytes if bytes >= 1 << 30 => format!("{}GB", bytes >> 30),
+            bytes => format!("{}MB", bytes >> 20),
+        };
+        let limit = |kind: &str| {
+            let max = number(&self.path.join(format!("hugetlb.{size}{kind}.{}", self.max)))?;
+            let used = number(&self.path.join(format!("hugetlb.{size}{kind}.{}", self.used))).unwrap_or(0);
+            (max < NO_LIMIT).then_some(Limit { max, used })
+        };
+        [limit(""), limit(".rsvd")].into_iter().flatten().collect()
+    }
+}
+
+/// The process's own group and every one above it: all their limits hold.
+fn hugetlb_groups(root: &Path) -> Vec<Group> {
+    let membership = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mut groups = Vec::new();
+    for line in membership.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (mounts, max, used): (&[&str], _, _) = match controllers {
+            "" => (&["", "unified"], "max", "current"),
+            names if names.split(',').any(|name| name == "hugetlb") => {
+                (&["hugetlb"], "limit_in_bytes", "usage_in_bytes")
+            }
+            _ => continue,
+        };
+        for mount in mounts {
+            let base = root.join(CGROUPS).join(mount);
+            // Without a namespace of its own a container reads its group's path
+            // on the host, but sees its own group as the root of the mount.
+            let own = Some(base.join(path.trim_start_matches('/'))).filter(|own| own.is_dir());
+            let lowest = own.unwrap_or_else(|| base.clone());
+            let chain = lowest.ancestors().take_while(|ancestor| ancestor.starts_with(&base));
+            groups.extend(chain.map(|path| Group { path: path.to_owned(), max, used }));
+        }
+    }
+    groups
+}
+
+/// A file that holds one number; `max` and anything else is none.
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    const POOL: [(&str, &str); 3] = [
+        ("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "100\n"),
+        ("sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", "4\n"),
+        ("sys/kernel/mm/hugepages/hugepages-64kB/free_hugepages", "9\n"),
+    ];
+
+    fn limit_of(files: &[(&str, &str)]) -> Option<Limit> {
+        let root = machine(&[&POOL[..], files].concat());
+        let snapshot = Snapshot::take(root.path());
+        assert_eq!(snapshot.pools.len(), 1, "64 KiB pages are of no use to an enclave");
+        assert_eq!((snapshot.pools[0].page, snapshot.pools[0].free), (PageSize::MIB2, 96));
+        snapshot.pools[0].limit
+    }
+
+    #[test]
+    fn the_tightest_limit_of_version_2_counts_also_from_a_parent_group() {
+        let limit = limit_of(&[
+            ("proc/self/cgroup", "0::/pod/container\n"),
+            ("sys/fs/cgroup/pod/hugetlb.2MB.max", "33554432\n"),
+            ("sys/fs/cgroup/pod/hugetlb.2MB.current", "2097152\n"),
+            ("sys/fs/cgroup/pod/container/hugetlb.2MB.max", "max\n"),
+            ("sys/fs/cgroup/pod/container/hugetlb.2MB.rsvd.max", "67108864\n"),
+        ]);
+        assert_eq!(limit, Some(Limit { max: 32 << 20, used: 2 << 20 }));
+    }
+
+    #[test]
+    fn version_1_is_read_by_its_own_names_and_without_its_path_at_the_mount() {
+        let limit = limit_of(&[
+            ("proc/self/cgroup", "5:cpu:/x\n4:hugetlb:/kubepods/pod1\n"),
+            ("sys/fs/cgroup/hugetlb/hugetlb.2MB.limit_in_bytes", "134217728\n"),
+            ("sys/fs/cgroup/hugetlb/hugetlb.2MB.usage_in_bytes", "0\n"),
+        ]);
+        assert_eq!(limit, Some(Limit { max: 128 << 20, used: 0 }));
+    }
+
+    #[test]
+    fn no_group_no_file_and_the_kernels_largest_number_are_no_limit() {
+        assert_eq!(limit_of(&[]), None);
+        assert_eq!(limit_of(&[("proc/self/cgroup", "0::/\n")]), None);
+        let largest = ("sys/fs/cgroup/hugetlb/hugetlb.2MB.limit_in_bytes", "9223372036852678656\n");
+        assert_eq!(limit_of(&[("proc/self/cgroup", "4:hugetlb:/\n"), largest]), None);
+    }
+}

@@ -1,0 +1,154 @@
+//! The command line. Every knob of the configuration has a flag here and an
+//! environment variable `ENCLAVE_SHIM_*`; a flag beats the variable, both beat
+//! the file.
+//!
+//! Unknown variables with that prefix are left alone: Kubernetes makes
+//! `ENCLAVE_SHIM_PORT` and the like for a Service called `enclave-shim`.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{LogFormat, LogLevel, Timespan};
+use crate::exit::Exit;
+
+/// Runs an AWS Nitro Enclave as the entrypoint of a container.
+#[derive(Debug, Parser)]
+#[command(name = "enclave-shim", version = crate::log::BUILD, after_help = exit_codes())]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Launch the enclave, carry its traffic, and end as it ends.
+    Run(Box<Run>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// YAML file; /enclave/shim.yaml is read when it exists and no other is named.
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Check everything, print what would be launched, touch no device.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) knobs: Knobs,
+}
+
+/// What the command line and the environment may say about the configuration.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Knobs {
+    /// The enclave image [default: /enclave/image.eif].
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_EIF")]
+    pub(crate) eif: Option<PathBuf>,
+    /// The enclave's memory in MiB [default: what the pod was granted].
+    #[arg(long, value_name = "MIB", env = "ENCLAVE_SHIM_MEMORY_MIB")]
+    pub(crate) memory_mib: Option<u64>,
+    /// Number of CPUs; the driver picks them [default: 2].
+    #[arg(long, value_name = "COUNT", env = "ENCLAVE_SHIM_CPUS", conflicts_with = "cpu_ids")]
+    pub(crate) cpus: Option<u32>,
+    /// These CPUs, by id.
+    #[arg(long, value_name = "ID,ID", env = "ENCLAVE_SHIM_CPU_IDS", value_delimiter = ',')]
+    pub(crate) cpu_ids: Option<Vec<u32>>,
+    /// Number of CPUs as the device plugin granted them; weaker than the two above.
+    #[arg(long, value_name = "COUNT", env = "NITRO_ENCLAVES_CPUS", hide = true)]
+    pub(crate) granted_cpus: Option<u32>,
+    /// Show the enclave's console. All PCRs are then zero.
+    #[arg(long, env = "ENCLAVE_SHIM_DEBUG", value_parser = FalseyValueParser::new())]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) debug: Option<bool>,
+    /// The enclave's vsock context id [default: the driver's choice].
+    #[arg(long, value_name = "CID", env = "ENCLAVE_SHIM_CID")]
+    pub(crate) cid: Option<u32>,
+    /// Where /healthz, /readyz, /metrics and /v1/attestation are served [default: 127.0.0.1:9090].
+    #[arg(long, value_name = "ADDRESS", env = "ENCLAVE_SHIM_HTTP_LISTEN")]
+    pub(crate) http_listen: Option<SocketAddr>,
+    /// How long connections are still taken after SIGTERM [default: 3s].
+    #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_DRAIN_ACCEPT")]
+    pub(crate) drain_accept: Option<Timespan>,
+    /// How long the workload may take to end after its SIGTERM [default: 25s].
+    #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_DRAIN_GRACE")]
+    pub(crate) drain_grace: Option<Timespan>,
+    /// How long the enclave may take to be ready [default: 60s].
+    #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_BOOT_TIMEOUT")]
+    pub(crate) boot_timeout: Option<Timespan>,
+    /// text or json [default: text].
+    #[arg(long, value_name = "FORMAT", env = "ENCLAVE_SHIM_LOG_FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+    /// error, warn, info, debug or trace [default: info].
+    #[arg(long, value_name = "LEVEL", env = "ENCLAVE_SHIM_LOG_LEVEL")]
+    pub(crate) log_level: Option<LogLevel>,
+    /// Where the reason of a failure is left [default: /dev/termination-log if it exists].
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_TERMINATION_LOG")]
+    pub(crate) termination_log: Option<PathBuf>,
+    /// The enclave device [default: /dev/nitro_enclaves].
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_DEVICE")]
+    pub(crate) device: Option<PathBuf>,
+    /// Client connections at a time [default: 4096].
+    #[arg(long, value_name = "COUNT", env = "ENCLAVE_SHIM_CONNECTIONS")]
+    pub(crate) connections: Option<usize>,
+    /// How long a dial into the enclave may take [default: 5s].
+    #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_DIAL_TIMEOUT")]
+    pub(crate) dial_timeout: Option<Timespan>,
+}
+
+impl Cli {
+    /// The command, or the code to end with: 0 after help, 64 for a mistake.
+    pub(crate) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, u8> {
+        Cli::try_parse_from(arguments).map_err(|error| {
+            // Nothing can be done about a closed stderr.
+            let _ = error.print();
+            if error.use_stderr() { Exit::Usage.code() } else { 0 }
+        })
+    }
+}
+
+fn exit_codes() -> String {
+    let mut text =
+        String::from("Exit codes: the workload's own when it ended by itself (128 + n for a signal), else\n");
+    for exit in Exit::ALL {
+        text.push_str(&format!("  {}  {}\n", exit.code(), exit.meaning()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, u8> {
+        Cli::read(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn every_usage_error_is_64_and_help_is_0() {
+        for line in [
+            "enclave-shim",
+            "enclave-shim fly",
+            "enclave-shim run --no-such-flag",
+            "enclave-shim run --cid x",
+            "enclave-shim run --drain-grace 5parsecs",
+            "enclave-shim run --cpus 2 --cpu-ids 1,3",
+        ] {
+            assert_eq!(read(line).unwrap_err(), 64, "{line}");
+        }
+        assert_eq!(read("enclave-shim --help").unwrap_err(), 0);
+        assert_eq!(read("enclave-shim --version").unwrap_err(), 0);
+    }
+
+    #[test]
+    fn flags_are_read_with_their_units() {
+        let Command::Run(run) =
+            read("enclave-shim run --debug --cpu-ids 1,3 --drain-grace 1m --dry-run").unwrap().command;
+        assert_eq!(run.knobs.debug, Some(true));
+        assert_eq!(run.knobs.cpu_ids, Some(vec![1, 3]));
+        assert_eq!(run.knobs.drain_grace.map(|span| span.duration().as_secs()), Some(60));
+        assert!(run.dry_run);
+    }
+}

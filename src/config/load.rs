@@ -1,0 +1,321 @@
+//! Reads the layers of the configuration and checks the whole.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nitro_device::{Cid, CidError};
+
+use super::Config;
+use crate::cli::{Knobs, Run};
+use crate::exit::{Blame, Exit};
+
+/// Read when it exists and no other file is named.
+const DEFAULT_PATH: &str = "/enclave/shim.yaml";
+/// The driver's minimum (NE_ERR_ENCLAVE_MEM_MIN_SIZE).
+const LEAST_MEMORY_MIB: u64 = 64;
+/// More than any instance has; keeps sums of bytes far from overflow.
+const MOST_MEMORY_MIB: u64 = 1 << 30;
+/// Descriptors are the scarce thing: two a connection.
+const MOST_CONNECTIONS: usize = 500_000;
+
+/// Why there is no configuration. Every variant is the operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read configuration {}", .path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("configuration {}{}: {reason}", .path.display(), line_text(.line))]
+    Malformed { path: PathBuf, line: Option<u64>, reason: String },
+    #[error("{knob} is {actual}, {expected}")]
+    Range { knob: &'static str, actual: String, expected: String },
+    #[error("cid cannot be used")]
+    Cid(#[from] CidError),
+    #[error("{knob} lists {value} twice")]
+    Twice { knob: &'static str, value: String },
+}
+
+impl Blame for ConfigError {
+    fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+
+    fn fix(&self) -> String {
+        match self {
+            ConfigError::Unreadable { .. } => {
+                "give the path of a readable file with --config, or leave it out".into()
+            }
+            ConfigError::Malformed { path, line, .. } => {
+                format!("correct {}{}", path.display(), line_text(line))
+            }
+            ConfigError::Range { knob, expected, .. } => format!("set {knob} to a value that {expected}"),
+            ConfigError::Cid(_) => "choose a cid of at least 4, or leave it out".into(),
+            ConfigError::Twice { knob, value } => format!("remove one {value} from {knob}"),
+        }
+    }
+}
+
+/// The configuration that `run` names, checked.
+pub(crate) fn load(run: &Run) -> Result<Config, ConfigError> {
+    let mut config = match (&run.config, Path::new(DEFAULT_PATH)) {
+        (Some(path), _) => read(path)?,
+        (None, path) if path.exists() => read(path)?,
+        (None, _) => Config::default(),
+    };
+    apply(&mut config, &run.knobs);
+    check(&config)?;
+    Ok(config)
+}
+
+fn read(path: &Path) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    parse(path, &text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    // An empty document is a configuration without wishes.
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(Config::default());
+    }
+    serde_saphyr::from_str(text).map_err(|error| {
+        let error = error.without_snippet();
+        let line = error.location().map(|location| location.line() as u64);
+        ConfigError::Malformed { path: path.to_owned(), line, reason: error.to_string() }
+    })
+}
+
+fn apply(config: &mut Config, knobs: &Knobs) {
+    fn set<T: Clone>(target: &mut T, knob: &Option<T>) {
+        if let Some(value) = knob {
+            target.clone_from(value);
+        }
+    }
+    set(&mut config.eif, &knobs.eif);
+    config.memory_mib = knobs.memory_mib.or(config.memory_mib);
+    apply_cpus(config, knobs);
+    set(&mut config.debug, &knobs.debug);
+    config.cid = knobs.cid.or(config.cid);
+    set(&mut config.http.listen, &knobs.http_listen);
+    set(&mut config.drain.accept, &knobs.drain_accept);
+    set(&mut config.drain.grace, &knobs.drain_grace);
+    set(&mut config.boot.timeout, &knobs.boot_timeout);
+    set(&mut config.log.format, &knobs.log_format);
+    set(&mut config.log.level, &knobs.log_level);
+    config.termination_log = knobs.termination_log.clone().or(config.termination_log.take());
+    set(&mut config.device, &knobs.device);
+    set(&mut config.limits.connections, &knobs.connections);
+    set(&mut config.limits.dial_timeout, &knobs.dial_timeout);
+}
+
+/// Ids, a count, the device plugin's count, the file: the first that speaks.
+fn apply_cpus(config: &mut Config, knobs: &Knobs) {
+    if let Some(ids) = &knobs.cpu_ids {
+        config.cpu_ids.clone_from(ids);
+    } else if let Some(count) = knobs.cpus.or(knobs.granted_cpus) {
+        config.cpus = count;
+        config.cpu_ids.clear();
+    }
+}
+
+fn check(config: &Config) -> Result<(), ConfigError> {
+    if let Some(mib) = config.memory_mib {
+        in_range("memory_mib", mib, LEAST_MEMORY_MIB, MOST_MEMORY_MIB)?;
+    }
+    if config.cpu_ids.is_empty() {
+        in_range("cpus", config.cpus, 1, 4096)?;
+    }
+    all_different("cpu_ids", &config.cpu_ids)?;
+    // CPU 0 never is in the pool, and means "the driver's choice" to it.
+    config.cpu_ids.iter().try_for_each(|&id| in_range("cpu_ids", id, 1, 4095))?;
+    if let Some(cid) = config.cid {
+        Cid::try_from(cid)?;
+    }
+    for ingress in &config.ingress {
+        in_range("ingress.port", ingress.port, 1, u16::MAX)?;
+        if wire::port::RESERVED.contains(&u32::from(ingress.port)) {
+            let expected = "but the agent keeps 5700 to 5702 for itself".to_owned();
+            return Err(ConfigError::Range {
+                knob: "ingress.port",
+                actual: ingress.port.to_string(),
+                expected,
+            });
+        }
+    }
+    let fixed: Vec<_> =
+        config.ingress.iter().map(|ingress| ingress.listen).filter(|listen| listen.port() != 0).collect();
+    all_different("ingress.listen", &fixed)?;
+    in_range("limits.connections", config.limits.connections, 1, MOST_CONNECTIONS)?;
+    for (knob, span) in
+        [("boot.timeout", config.boot.timeout), ("limits.dial_timeout", config.limits.dial_timeout)]
+    {
+        if span.duration().is_zero() {
+            let expected = "but must be longer than 0s".to_owned();
+            return Err(ConfigError::Range { knob, actual: span.to_string(), expected });
+        }
+    }
+    Ok(())
+}
+
+fn in_range<T: PartialOrd + std::fmt::Display>(
+    knob: &'static str,
+    actual: T,
+    least: T,
+    most: T,
+) -> Result<(), ConfigError> {
+    if actual >= least && actual <= most {
+        return Ok(());
+    }
+    Err(ConfigError::Range {
+        knob,
+        actual: actual.to_string(),
+        expected: format!("but must be {least} to {most}"),
+    })
+}
+
+fn all_different<T: PartialEq + std::fmt::Display>(
+    knob: &'static str,
+    values: &[T],
+) -> Result<(), ConfigError> {
+    match values.iter().enumerate().find(|(index, value)| values[..*index].contains(value)) {
+        Some((_, value)) => Err(ConfigError::Twice { knob, value: value.to_string() }),
+        None => Ok(()),
+    }
+}
+
+fn line_text(line: &Option<u64>) -> String {
+    line.map(|line| format!(" line {line}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{LogFormat, Timespan};
+
+    const FULL: &str = r#"
+eif: /srv/app.eif
+memory_mib: 128
+cpus: 4
+debug: true
+cid: 21
+ingress:
+  - {listen: "0.0.0.0:8080", port: 80}
+  - {listen: "[::]:8443", port: 443}
+http: {listen: "127.0.0.1:9999"}
+drain: {accept: "1s", grace: "250ms"}
+boot: {timeout: "10s"}
+log: {format: json, level: debug}
+termination_log: /tmp/why
+device: /dev/other
+limits: {connections: 10, dial_timeout: "2s"}
+"#;
+
+    fn parsed(text: &str) -> Result<Config, ConfigError> {
+        let config = parse(Path::new("shim.yaml"), text)?;
+        check(&config)?;
+        Ok(config)
+    }
+
+    #[test]
+    fn every_knob_is_read_and_written_back_the_same() {
+        let config = parsed(FULL).unwrap();
+        assert_eq!(config.ingress[1].listen, "[::]:8443".parse().unwrap());
+        assert_eq!(config.drain.grace.duration().as_millis(), 250);
+        assert_eq!(config.log.format, LogFormat::Json);
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn an_empty_file_and_a_partial_section_mean_defaults() {
+        assert_eq!(parsed("# nothing\n\n").unwrap(), Config::default());
+        let config = parsed("drain: {grace: 1m}").unwrap();
+        assert_eq!(config.drain.accept, Timespan::from_secs(3));
+        assert_eq!(config.drain.grace, Timespan::from_secs(60));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_name_and_line() {
+        for (text, name, line) in [
+            ("cpus: 2\nmemroy_mib: 64\n", "memroy_mib", 2),
+            ("cpus: 2\ndrain:\n  accept: 1s\n  grase: 2s\n", "grase", 4),
+            ("ingress:\n  - listen: 0.0.0.0:80\n    port: 80\n    proxy: true\n", "proxy", 4),
+        ] {
+            let error = parsed(text).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            assert!(
+                matches!(error, ConfigError::Malformed { line: Some(at), .. } if at == line),
+                "{error:?}"
+            );
+            assert_eq!(error.exit(), Exit::Usage);
+            assert!(!error.to_string().contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_by_name() {
+        for (text, message) in [
+            ("memory_mib: 63", "memory_mib is 63"),
+            ("cpus: 0", "cpus is 0"),
+            ("cpu_ids: [1, 1]", "cpu_ids lists 1 twice"),
+            ("cpu_ids: [0]", "cpu_ids is 0"),
+            ("cid: 3", "cid cannot be used"),
+            ("ingress: [{listen: '0.0.0.0:80', port: 0}]", "ingress.port is 0"),
+            ("ingress: [{listen: '0.0.0.0:80', port: 5700}]", "5700"),
+            (
+                "ingress: [{listen: '0.0.0.0:80', port: 1}, {listen: '0.0.0.0:80', port: 2}]",
+                "0.0.0.0:80 twice",
+            ),
+            ("ingress: [{listen: 'localhost', port: 1}]", "socket address"),
+            ("limits: {connections: 0}", "limits.connections is 0"),
+            ("boot: {timeout: 0s}", "boot.timeout is 0s"),
+            ("drain: {grace: soon}", "soon"),
+            ("log: {level: loud}", "loud"),
+            ("cpus: 2\ncpus: 4", "cpus"),
+            ("- a list", "shim.yaml"),
+        ] {
+            let error = parsed(text).unwrap_err();
+            let text_of_error = crate::exit::chain(&error);
+            assert!(text_of_error.contains(message), "{text}: {text_of_error}");
+            assert!(!error.fix().is_empty());
+        }
+    }
+
+    #[test]
+    fn flags_and_environment_beat_the_file() {
+        let mut config = parsed(FULL).unwrap();
+        let knobs = Knobs {
+            memory_mib: Some(256),
+            http_listen: Some("127.0.0.1:1".parse().unwrap()),
+            debug: Some(false),
+            drain_grace: Some(Timespan::from_secs(9)),
+            ..Knobs::default()
+        };
+        apply(&mut config, &knobs);
+        assert_eq!(config.memory_mib, Some(256));
+        assert_eq!(config.http.listen.port(), 1);
+        assert!(!config.debug);
+        assert_eq!(config.drain.grace, Timespan::from_secs(9));
+        assert_eq!(config.cid, Some(21), "what is not overridden stays");
+    }
+
+    #[test]
+    fn cpus_come_from_the_first_layer_that_names_them() {
+        let with = |knobs: Knobs| {
+            let mut config = parsed("cpu_ids: [9]").unwrap();
+            apply(&mut config, &knobs);
+            (config.cpus, config.cpu_ids)
+        };
+        assert_eq!(with(Knobs::default()), (2, vec![9]));
+        assert_eq!(with(Knobs { granted_cpus: Some(4), ..Knobs::default() }), (4, vec![]));
+        assert_eq!(with(Knobs { granted_cpus: Some(4), cpus: Some(6), ..Knobs::default() }), (6, vec![]));
+        let ids = Knobs { granted_cpus: Some(2), cpu_ids: Some(vec![1, 3]), ..Knobs::default() };
+        assert_eq!(with(ids).1, vec![1, 3]);
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let run =
+            Run { config: Some("/nonexistent/shim.yaml".into()), dry_run: false, knobs: Knobs::default() };
+        let error = load(&run).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/shim.yaml"), "{error}");
+    }
+}

@@ -1,0 +1,171 @@
+//! The configuration: one struct, read whole before anything is opened.
+//!
+//! ```text
+//! shim.yaml ──▶ environment ──▶ flags ──▶ checks ──▶ Config
+//! ```
+//! Later layers win. Unknown keys are refused with their name and line. The
+//! file's keys are the fields below; [`load`] does the reading.
+
+mod load;
+mod timespan;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use load::load;
+pub(crate) use timespan::Timespan;
+
+/// Everything that can be chosen. Nothing in it is secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// The enclave image. Default: /enclave/image.eif.
+    pub(crate) eif: PathBuf,
+    /// The enclave's memory in MiB, at least 64. Default: the pod's huge page
+    /// limits; without limits, what is free.
+    pub(crate) memory_mib: Option<u64>,
+    /// Number of CPUs; the driver picks them. Default: 2.
+    pub(crate) cpus: u32,
+    /// CPUs by id, instead of a number. Default: none.
+    pub(crate) cpu_ids: Vec<u32>,
+    /// Debug mode: the console is shown and all PCRs are zero. Default: false.
+    pub(crate) debug: bool,
+    /// The enclave's context id, at least 4. Default: the driver's choice.
+    pub(crate) cid: Option<u32>,
+    /// Ports that clients may reach. Default: none.
+    pub(crate) ingress: Vec<Ingress>,
+    pub(crate) http: Http,
+    pub(crate) drain: Drain,
+    pub(crate) boot: Boot,
+    pub(crate) log: Log,
+    /// Where the reason of a failure is left. Default: /dev/termination-log, if it exists.
+    pub(crate) termination_log: Option<PathBuf>,
+    /// The enclave device. Default: /dev/nitro_enclaves.
+    pub(crate) device: PathBuf,
+    pub(crate) limits: Limits,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ingress {
+    /// Address and TCP port in the pod. Port 0: the kernel's choice (logged).
+    pub(crate) listen: SocketAddr,
+    /// The workload's port in the enclave, 1 to 65535.
+    pub(crate) port: u16,
+}
+
+/// The shim's own HTTP server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Http {
+    /// Where it listens. Default: 127.0.0.1:9090; kubelet's probes and
+    /// attestation clients need 0.0.0.0:9090.
+    pub(crate) listen: SocketAddr,
+}
+
+/// What happens after SIGTERM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Drain {
+    /// How long connections are still taken while endpoints are removed. Default: 3s.
+    pub(crate) accept: Timespan,
+    /// How long the workload may take to end after its SIGTERM. Default: 25s,
+    /// so that the whole fits a pod's 30 s.
+    pub(crate) grace: Timespan,
+}
+
+/// The launch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Boot {
+    /// How long the enclave may take from its start until it is ready. Default: 60s.
+    pub(crate) timeout: Timespan,
+}
+
+/// The log on stderr.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Log {
+    /// Default: text.
+    pub(crate) format: LogFormat,
+    /// Default: info.
+    pub(crate) level: LogLevel,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Bounds on what clients can use up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    /// Client connections at a time over all listeners; more are reset. Default: 4096.
+    pub(crate) connections: usize,
+    /// How long a dial into the enclave may take. Default: 5s.
+    pub(crate) dial_timeout: Timespan,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            eif: PathBuf::from("/enclave/image.eif"),
+            memory_mib: None,
+            cpus: 2,
+            cpu_ids: Vec::new(),
+            debug: false,
+            cid: None,
+            ingress: Vec::new(),
+            http: Http::default(),
+            drain: Drain::default(),
+            boot: Boot::default(),
+            log: Log::default(),
+            termination_log: None,
+            device: PathBuf::from(nitro_device::DEVICE_PATH),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Drain {
+        Drain { accept: Timespan::from_secs(3), grace: Timespan::from_secs(25) }
+    }
+}
+
+impl Default for Boot {
+    fn default() -> Boot {
+        Boot { timeout: Timespan::from_secs(60) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { connections: 4096, dial_timeout: Timespan::from_secs(5) }
+    }
+}

@@ -1,0 +1,168 @@
+//! The control connection: claims the enclave, hears what becomes of it, and
+//! says what is wanted of it.
+//!
+//! ```text
+//! dial ──hello──▶ welcomed ──frames both ways──▶ lost ──back-off──▶ dial
+//!   └── refused: another shim has it, or another protocol: the end
+//! ```
+//! What is wanted is a state, not a queue: it is said again on every
+//! connection, so a reconnect loses no order.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use wire::{Refusal, ToAgent, ToShim};
+
+use crate::exit::{Exit, Failure, chain};
+use crate::session::{Conversation, Session, SessionError};
+use crate::supervisor::Event;
+
+const FIRST_RETRY: Duration = Duration::from_millis(10);
+const LONGEST_RETRY: Duration = Duration::from_millis(100);
+/// A ping this often; a connection without any frame for twice as long is given up.
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// What the supervisor wants of the agent. Only ever moves forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Carry on.
+    Run,
+    /// End the workload; it may take until then.
+    Stop { until: Instant },
+    /// End it now.
+    Hurry,
+    /// Its exit status is known: power off.
+    Goodbye,
+}
+
+impl Order {
+    fn message(self) -> Option<ToAgent> {
+        match self {
+            Order::Run => None,
+            Order::Stop { until } => {
+                let left = until.saturating_duration_since(Instant::now()).as_millis();
+                Some(ToAgent::Stop { grace_ms: u32::try_from(left).unwrap_or(u32::MAX) })
+            }
+            Order::Hurry => Some(ToAgent::Hurry),
+            Order::Goodbye => Some(ToAgent::Goodbye),
+        }
+    }
+}
+
+/// What the control task is given.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) session: Session,
+    pub(crate) orders: watch::Receiver<Order>,
+    /// Signal numbers to pass on to the workload.
+    pub(crate) signals: mpsc::Receiver<u8>,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Control {
+    /// Keeps the connection until told to stop, or until the agent refuses.
+    pub(crate) async fn run(mut self) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            failure = self.keep() => {
+                // The supervisor lives as long as this task.
+                let _ = self.events.send(Event::Failed(failure)).await;
+            }
+        }
+    }
+
+    async fn keep(&mut self) -> Failure {
+        let mut retry = FIRST_RETRY;
+        loop {
+            match self.session.open(wire::port::CONTROL).await {
+                Ok(conversation) => {
+                    tracing::debug!("control connection is up");
+                    retry = FIRST_RETRY;
+                    let lost = self.converse(conversation).await;
+                    tracing::debug!(reason = chain(&lost), "control connection is lost");
+                }
+                Err(SessionError::Refused(refusal)) if refusal != Refusal::NotAHello => {
+                    return refused(&refusal);
+                }
+                Err(error) => tracing::trace!(reason = chain(&error), "the agent does not answer yet"),
+            }
+            sleep(retry).await;
+            retry = (retry * 3 / 2).min(LONGEST_RETRY);
+        }
+    }
+
+    async fn converse(&mut self, mut agent: Conversation) -> SessionError {
+        let mut pings = ping_interval();
+        let mut last_heard = Instant::now();
+        let mut ping_id = 0;
+        self.orders.mark_changed();
+        loop {
+            let said = tokio::select! {
+                message = agent.receive::<ToShim>() => match message {
+                    Ok(message) => {
+                        last_heard = Instant::now();
+                        self.hear(message).await;
+                        continue;
+                    }
+                    Err(error) => return error,
+                },
+                Ok(()) = self.orders.changed() => self.orders.borrow_and_update().message(),
+                Some(number) = self.signals.recv() => Some(ToAgent::Signal { number }),
+                _ = pings.tick() => {
+                    if last_heard.elapsed() > 2 * PING_EVERY {
+                        return SessionError::Silent;
+                    }
+                    ping_id += 1;
+                    Some(ToAgent::Ping { id: ping_id })
+                }
+            };
+            if let Some(message) = said
+                && let Err(error) = agent.send(&message).await
+            {
+                return error;
+            }
+        }
+    }
+
+    async fn hear(&self, message: ToShim) {
+        let event = match message {
+            ToShim::Pong { .. } => return,
+            ToShim::Reached { phase, after_ms } => {
+                tracing::info!(?phase, after_ms, "enclave reached a phase");
+                Event::Reached(phase)
+            }
+            ToShim::Exited(status) => Event::Exited(status),
+            ToShim::Failed { cause } => Event::Failed(Failure::new(
+                Exit::Image,
+                format!("the workload cannot be run: {cause}"),
+                "correct what the image was built from, and build it again",
+            )),
+        };
+        let _ = self.events.send(event).await;
+    }
+}
+
+fn ping_interval() -> Interval {
+    let mut pings = interval(PING_EVERY);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pings
+}
+
+fn refused(refusal: &Refusal) -> Failure {
+    match refusal {
+        Refusal::Version { .. } => Failure::new(
+            Exit::Image,
+            format!("the agent in the image does not speak protocol {}: {refusal}", wire::PROTOCOL),
+            "use the shim of the release that built the image, or build the image again",
+        ),
+        _ => Failure::new(
+            Exit::EnclaveDied,
+            format!("the enclave cannot be used: {refusal}"),
+            "look for another process on this node that dials enclaves, then start again",
+        ),
+    }
+}

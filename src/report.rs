@@ -1,0 +1,171 @@
+//! What is left behind when the shim ends: two lines and a JSON report on
+//! stderr, and the same in the pod's termination log.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::config::{Config, LogFormat};
+use crate::exit::Failure;
+use crate::supervisor::{Origin, Outcome};
+use crate::timeline::{Step, Timeline};
+
+/// Kubelet mounts it into containers; never made by us.
+const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
+/// Kubelet shows the last 4096 bytes.
+const TERMINATION_LOG_BYTES: usize = 4096;
+/// Lines of the console in a report.
+const CONSOLE_LINES: usize = 20;
+
+/// The JSON report. Fields are only ever added.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    report: u32,
+    build: &'a str,
+    exit_code: u8,
+    origin: Origin,
+    #[serde(flatten)]
+    failure: &'a Failure,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<&'a str>,
+    timeline: &'a [Step],
+    console: &'a [String],
+}
+
+/// Where and how to leave a report.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) format: LogFormat,
+    pub(crate) termination_log: Option<PathBuf>,
+}
+
+impl From<&Config> for Place {
+    fn from(config: &Config) -> Place {
+        Place { format: config.log.format, termination_log: config.termination_log.clone() }
+    }
+}
+
+/// Reports how a run ended, and returns the exit code.
+pub(crate) fn run_ended(outcome: &Outcome, config: &Config, timeline: &Timeline) -> u8 {
+    let (ending, steps) = (&outcome.ending, timeline.steps());
+    let code = ending.code();
+    tracing::info!(code, origin = ?ending.origin(), after = ?timeline.elapsed(), "ended");
+    if let Some(failure) = ending.failure(config, outcome.asked) {
+        let report = Report {
+            report: 1,
+            build: crate::log::BUILD,
+            exit_code: code,
+            origin: ending.origin(),
+            failure: &failure,
+            cid: outcome.cid.map(|cid| cid.get()),
+            plan: outcome.plan.as_deref(),
+            timeline: &steps,
+            console: &outcome.console.last(CONSOLE_LINES),
+        };
+        leave(&report, &Place::from(config));
+    }
+    code
+}
+
+/// Reports a failure before anything ran, and returns the exit code.
+pub(crate) fn not_begun(failure: &Failure, place: &Place) -> u8 {
+    let report = Report {
+        report: 1,
+        build: crate::log::BUILD,
+        exit_code: failure.exit.code(),
+        origin: Origin::Shim,
+        failure,
+        cid: None,
+        plan: None,
+        timeline: &[],
+        console: &[],
+    };
+    leave(&report, place);
+    failure.exit.code()
+}
+
+fn leave(report: &Report<'_>, place: &Place) {
+    // A report is made of strings and numbers: it always has a JSON form.
+    let json = serde_json::to_string(report).unwrap_or_default();
+    let lines = format!("error: {}\nfix: {}\n", report.failure.cause, report.failure.fix);
+    let mut stderr = std::io::stderr().lock();
+    // Nothing can be done about a closed stderr.
+    let _ = match place.format {
+        LogFormat::Json => writeln!(stderr, "{json}"),
+        LogFormat::Text => {
+            let console: String = report.console.iter().map(|line| format!("console: {line}\n")).collect();
+            write!(stderr, "{console}{lines}report: {json}\n")
+        }
+    };
+    let named = place.termination_log.as_deref();
+    let path = named.unwrap_or(Path::new(DEFAULT_TERMINATION_LOG));
+    if let Err(error) = write_termination_log(path, named.is_some(), &lines, &json) {
+        let _ = writeln!(stderr, "warning: cannot write {}: {error}", path.display());
+    }
+}
+
+/// The two lines always; the report when all fits.
+fn write_termination_log(path: &Path, named: bool, lines: &str, json: &str) -> std::io::Result<()> {
+    if !named && !path.exists() {
+        return Ok(());
+    }
+    let mut text = lines.to_owned();
+    if text.len() + json.len() < TERMINATION_LOG_BYTES {
+        text.push_str(json);
+        text.push('\n');
+    }
+    text.truncate(text.floor_char_boundary(TERMINATION_LOG_BYTES));
+    OpenOptions::new().write(true).create(named).truncate(true).open(path)?.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn a_termination_log_never_outgrows_what_kubelet_shows() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("why");
+        let read = || std::fs::read_to_string(&path).unwrap();
+        write_termination_log(&path, true, "error: c\nfix: f\n", "{}").unwrap();
+        assert_eq!(read(), "error: c\nfix: f\n{}\n");
+        write_termination_log(&path, true, "error: c\nfix: f\n", &"x".repeat(5000)).unwrap();
+        assert_eq!(read(), "error: c\nfix: f\n");
+        write_termination_log(&path, true, &"ü".repeat(5000), "{}").unwrap();
+        assert_eq!(read().len(), 4096);
+    }
+
+    #[test]
+    fn a_termination_log_that_nobody_named_is_not_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("why");
+        write_termination_log(&path, false, "error: c\n", "{}").unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_report_says_whose_code_it_is() {
+        let failure = Failure::new(Exit::Image, "bad", "build");
+        let report = Report {
+            report: 1,
+            build: "b",
+            exit_code: 65,
+            origin: Origin::Shim,
+            failure: &failure,
+            cid: Some(16),
+            plan: None,
+            timeline: &[Step { step: "planned", at_ms: 3 }],
+            console: &[],
+        };
+        let json: serde_json::Value = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["origin"], "shim");
+        assert_eq!(json["kind"], "image");
+        assert_eq!(json["cause"], "bad");
+        assert_eq!(json["timeline"][0]["at_ms"], 3);
+    }
+}

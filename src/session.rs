@@ -1,0 +1,113 @@
+//! Talking to the agent: dial a vsock port, say hello, then exchange frames.
+
+use std::io;
+use std::time::Duration;
+
+use minicbor::{Decode, Encode};
+use nitro_device::Cid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tokio_vsock::{VsockAddr, VsockStream};
+use wire::{FrameError, FrameReader, Greeting, Hello, PROTOCOL, Refusal, SessionToken};
+
+/// How long a hello may take, and one frame to be taken by the agent.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Most bytes that one read takes from a conversation.
+const READ_SIZE: usize = 8 * 1024;
+
+/// Connects to a port of a context; the time limit is an error of kind `TimedOut`.
+pub(crate) async fn dial(cid: u32, port: u32, within: Duration) -> io::Result<VsockStream> {
+    match timeout(within, VsockStream::connect(VsockAddr::new(cid, port))).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// The enclave and the secret that makes it ours.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    cid: Cid,
+    token: SessionToken,
+}
+
+/// Why the agent cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error("cannot dial port {port} of the enclave")]
+    Dial { port: u32, source: io::Error },
+    #[error("the connection to the agent broke")]
+    Broken(#[from] io::Error),
+    #[error("the agent closed the connection")]
+    Closed,
+    #[error("the agent sent no frame of protocol {PROTOCOL}")]
+    Frame(#[from] FrameError),
+    #[error("the agent refused")]
+    Refused(#[from] Refusal),
+    #[error("the agent was silent for {PATIENCE:?}")]
+    Silent,
+}
+
+/// The random source failed, which it does on no machine that can run enclaves.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make a random session token")]
+pub(crate) struct NoToken;
+
+impl Session {
+    /// A session with a new random token.
+    pub(crate) fn new(cid: Cid) -> Result<Session, NoToken> {
+        let mut token = [0; 16];
+        aws_lc_rs::rand::fill(&mut token).map_err(|_| NoToken)?;
+        Ok(Session { cid, token: SessionToken::from_random(token) })
+    }
+
+    /// A conversation on one of the agent's own ports, past its greeting.
+    pub(crate) async fn open(&self, port: u32) -> Result<Conversation, SessionError> {
+        let stream = dial(self.cid.get(), port, PATIENCE)
+            .await
+            .map_err(|source| SessionError::Dial { port, source })?;
+        let mut conversation = Conversation { stream, reader: FrameReader::new() };
+        let hello = Hello { version: PROTOCOL, token: self.token.clone() };
+        conversation.send(&hello).await?;
+        match timeout(PATIENCE, conversation.receive::<Greeting>()).await {
+            Ok(Ok(Greeting::Welcome { build })) => {
+                tracing::debug!(port, agent = build, "welcomed by the agent");
+                Ok(conversation)
+            }
+            Ok(Ok(Greeting::Refused(refusal))) => Err(refusal.into()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(SessionError::Silent),
+        }
+    }
+}
+
+/// A connection that carries frames.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    stream: VsockStream,
+    reader: FrameReader,
+}
+
+impl Conversation {
+    /// Sends one frame. Not cancel-safe: a frame may be cut.
+    pub(crate) async fn send<T: Encode<()>>(&mut self, message: &T) -> Result<(), SessionError> {
+        let frame = wire::encode(message)?;
+        match timeout(PATIENCE, self.stream.write_all(&frame)).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(SessionError::Silent),
+        }
+    }
+
+    /// The next frame. Cancel-safe.
+    pub(crate) async fn receive<T: for<'a> Decode<'a, ()>>(&mut self) -> Result<T, SessionError> {
+        loop {
+            if let Some(message) = self.reader.next()? {
+                return Ok(message);
+            }
+            let mut bytes = [0; READ_SIZE];
+            match self.stream.read(&mut bytes).await? {
+                0 => return Err(SessionError::Closed),
+                count => self.reader.push(&bytes[..count]),
+            }
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Owns the enclave's life from launch to exit code.
+//!
+//! ```text
+//! Launching ─▶ Booting ──ready──▶ Serving ──stop──▶ Draining ──time──▶ Stopping ──time──▶ Ended
+//!     │           │                  │                 └──stop──▶ Hurrying ◀──stop──┘        ▲
+//!     │           ├──────────────────┴──── the workload exited ──▶ Finishing ──idle──▶ Parting
+//!     │           └─ the enclave hung up ──▶ LastWords ───────────────────────────────▶ Ended
+//!     └─ failed, stop; Booting also by time ──────────────────────────────────────────▶ Ended
+//! ```
+//! Only [`Supervisor`] holds a [`Phase`]; everyone else sends it an [`Event`].
+//! The policy is [`Phase::after`], what each phase does on entry is
+//! [`Supervisor::enter`]. Every task ends on one token and is waited for.
+
+mod phase;
+mod status;
+
+use std::future::{Future, pending};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use nitro_device::{Cid, RunningEnclave};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use phase::{Ending, Event, Origin, Phase};
+pub(crate) use status::Status;
+
+use crate::attestation::{self, Attestation, Requests};
+use crate::boot::{self, Started};
+use crate::config::Config;
+use crate::console::Console;
+use crate::control::{Control, Order};
+use crate::exit::Failure;
+use crate::http::{self, Pages};
+use crate::proxy::{self, Bound, Target, Traffic};
+use crate::session::Session;
+use crate::signals::Signals;
+use crate::timeline::Timeline;
+use status::StatusBoard;
+
+/// Events on their way; senders wait when it is full.
+const EVENTS: usize = 64;
+const FORWARDED_SIGNALS: usize = 16;
+/// For tasks to end once they are told.
+const TASKS_WITHIN: Duration = Duration::from_secs(2);
+/// For a launch to notice that it is not wanted any more: faulting in a large
+/// memory cannot be interrupted.
+const LAUNCH_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is left when all is over.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) ending: Ending,
+    /// A stop signal came.
+    pub(crate) asked: bool,
+    pub(crate) plan: Option<String>,
+    pub(crate) cid: Option<Cid>,
+    pub(crate) console: Console,
+}
+
+/// The life of the enclave. Returns when nothing of it is left.
+pub(crate) async fn run(config: Arc<Config>, timeline: Arc<Timeline>) -> Outcome {
+    match Supervisor::prepare(Arc::clone(&config), timeline).await {
+        Ok(mut supervisor) => {
+            supervisor.live().await;
+            supervisor.end().await
+        }
+        Err(failure) => Outcome {
+            ending: Ending::Failed(failure),
+            asked: false,
+            plan: None,
+            cid: None,
+            console: Console::default(),
+        },
+    }
+}
+
+#[derive(Debug)]
+struct Supervisor {
+    config: Arc<Config>,
+    timeline: Arc<Timeline>,
+    phase: Phase,
+    deadline: Option<Instant>,
+    asked: bool,
+    board: StatusBoard,
+    events: mpsc::Receiver<Event>,
+    launch: Option<JoinHandle<Result<Started, Failure>>>,
+    plan: Arc<OnceLock<String>>,
+    enclave: Option<RunningEnclave>,
+    cid: Option<Cid>,
+    hung_up: bool,
+    orders: watch::Sender<Order>,
+    console: Console,
+    traffic: Traffic,
+    /// Ends accept loops.
+    closing: CancellationToken,
+    /// Ends every task.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    waiting: Waiting,
+}
+
+/// What is handed to tasks when their phase comes.
+#[derive(Debug)]
+struct Waiting {
+    events: mpsc::Sender<Event>,
+    signals: Option<mpsc::Receiver<u8>>,
+    requests: Option<Requests>,
+    listeners: Vec<Bound>,
+}
+
+impl Supervisor {
+    /// Takes signals and addresses, starts the HTTP server and the launch.
+    async fn prepare(config: Arc<Config>, timeline: Arc<Timeline>) -> Result<Supervisor, Failure> {
+        let signals = Signals::install()?;
+        let listeners = proxy::bind(&config.ingress)?;
+        let http = http::bind(config.http.listen).await?;
+        proxy::raise_descriptor_limit(config.limits.connections);
+
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let mut registry = prometheus_client::registry::Registry::with_prefix("enclave_shim");
+        let board = StatusBoard::register(&mut registry, Arc::clone(&timeline), config.debug);
+        let traffic =
+            Traffic::new(&config.limits, proxy::Metrics::register(&mut registry), stop.child_token());
+        let (attestation, requests) = attestation::queue(attestation::Metrics::register(&mut registry));
+        let (event_sender, events) = mpsc::channel(EVENTS);
+        let (signal_sender, forwarded) = mpsc::channel(FORWARDED_SIGNALS);
+
+        tasks.spawn(signals.pass_on(event_sender.clone(), signal_sender, stop.clone()));
+        serve_http(&tasks, http, board.subscribe(), registry, attestation, &stop);
+        let plan = Arc::new(OnceLock::new());
+        let launch = start_launch(&config, &timeline, &plan, &stop);
+        Ok(Supervisor {
+            config,
+            timeline,
+            phase: Phase::Launching,
+            deadline: None,
+            asked: false,
+            board,
+            events,
+            launch: Some(launch),
+            plan,
+            enclave: None,
+            cid: None,
+            hung_up: false,
+            orders: watch::Sender::new(Order::Run),
+            console: Console::default(),
+            traffic,
+            closing: stop.child_token(),
+            stop,
+            tasks,
+            waiting: Waiting {
+                events: event_sender,
+                signals: Some(forwarded),
+                requests: Some(requests),
+                listeners,
+            },
+        })
+    }
+
+    async fn live(&mut self) {
+        while !matches!(self.phase, Phase::Ended(_)) {
+            let event = self.next_event().await;
+            self.take(event);
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let finishing = matches!(self.phase, Phase::Finishing(_));
+        tokio::select! {
+            Some(event) = self.events.recv() => event,
+            launched = present(self.launch.as_mut()) => {
+                self.launch = None;
+                self.adopt(launched)
+            }
+            () = hang_up(self.enclave.as_ref()), if !self.hung_up => {
+                self.hung_up = true;
+                Event::HungUp
+            }
+            () = self.traffic.idle(), if finishing => Event::Idle,
+            () = until(self.deadline) => Event::TimeOver,
+        }
+    }
+
+    /// Takes over what the launch has made.
+    fn adopt(&mut self, launched: Result<Result<Started, Failure>, JoinError>) -> Event {
+        let started = match launched {
+            Ok(Ok(started)) => started,
+            Ok(Err(failure)) => return Event::Failed(failure),
+            Err(error) => return Event::Failed(Failure::bug(format!("the launch broke off: {error}"))),
+        };
+        match started.enclave.watch(started.cid) {
+            Ok(enclave) => {
+                let cid = enclave.cid();
+                self.enclave = Some(enclave);
+                self.cid = Some(cid);
+                Event::Launched(cid)
+            }
+            Err(error) => Event::Failed(boot::BootError::from(error).into()),
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match &event {
+            Event::Stop { .. } => self.asked = true,
+            Event::Reached(phase) => {
+                self.timeline.reached(match phase {
+                    wire::Phase::AgentUp => "agent up",
+                    wire::Phase::WorkloadStarted => "workload started",
+                    wire::Phase::Ready => "workload ready",
+                });
+            }
+            Event::Exited(status) => tracing::info!(?status, "the workload has ended"),
+            _ => {}
+        }
+        let next = self.phase.clone().after(event);
+        if next == self.phase {
+            return;
+        }
+        self.phase = next;
+        self.deadline = self.phase.limit(&self.config).map(|limit| Instant::now() + limit);
+        self.timeline.reached(self.phase.name());
+        self.board.show(&self.phase);
+        tracing::info!(phase = self.phase.name(), after = ?self.timeline.elapsed(), "phase");
+        if let Err(failure) = self.enter() {
+            self.take(Event::Failed(failure));
+        }
+    }
+
+    /// What a phase does when it begins.
+    fn enter(&mut self) -> Result<(), Failure> {
+        match self.phase {
+            Phase::Booting => self.meet_agent()?,
+            Phase::Serving => self.open_doors()?,
+            Phase::Stopping => {
+                self.closing.cancel();
+                let until = Instant::now() + self.config.drain.grace.duration();
+                self.orders.send_replace(Order::Stop { until });
+            }
+            Phase::Hurrying => {
+                self.closing.cancel();
+                self.orders.send_replace(Order::Hurry);
+            }
+            Phase::Finishing(_) => self.closing.cancel(),
+            Phase::Parting(_) => {
+                self.orders.send_replace(Order::Goodbye);
+            }
+            Phase::Launching | Phase::Draining | Phase::LastWords | Phase::Ended(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The enclave runs: claim it, serve attestation, read the console.
+    fn meet_agent(&mut self) -> Result<(), Failure> {
+        let Some(cid) = self.cid else { return Err(Failure::bug("an enclave without a cid")) };
+        let session = Session::new(cid).map_err(|error| Failure::bug(error.to_string()))?;
+        if let Some(signals) = self.waiting.signals.take() {
+            let control = Control {
+                session: session.clone(),
+                orders: self.orders.subscribe(),
+                signals,
+                events: self.waiting.events.clone(),
+                stop: self.stop.clone(),
+            };
+            self.tasks.spawn(control.run());
+        }
+        if let Some(requests) = self.waiting.requests.take() {
+            self.tasks.spawn(requests.serve(session, self.stop.clone()));
+        }
+        if self.config.debug {
+            tracing::warn!("debug mode: the console is readable and all PCRs are zero");
+            self.tasks.spawn(self.console.clone().follow(cid, self.stop.clone()));
+        }
+        Ok(())
+    }
+
+    /// The workload is ready: take clients.
+    fn open_doors(&mut self) -> Result<(), Failure> {
+        let Some(cid) = self.cid else { return Err(Failure::bug("an enclave without a cid")) };
+        for bound in self.waiting.listeners.drain(..) {
+            let (listener, port) = bound.listen()?;
+            let target = Target { cid, port };
+            let accepting = proxy::accept(listener, target, self.traffic.clone(), self.closing.clone());
+            self.tasks.spawn(accepting);
+        }
+        Ok(())
+    }
+
+    /// Closes the enclave, then waits for every task.
+    async fn end(mut self) -> Outcome {
+        // Closing the descriptor ends the enclave, if it runs still.
+        self.enclave = None;
+        self.stop.cancel();
+        if let Some(launch) = self.launch.take()
+            && timeout(LAUNCH_WITHIN, launch).await.is_err()
+        {
+            tracing::warn!("the launch did not stop in time; the kernel closes it with this process");
+        }
+        self.tasks.close();
+        let all = async {
+            self.tasks.wait().await;
+            self.traffic.idle().await;
+        };
+        if timeout(TASKS_WITHIN, all).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "tasks did not end in time");
+        }
+        let ending = match self.phase {
+            Phase::Ended(ending) => ending,
+            phase => Ending::Failed(Failure::bug(format!("ended while {}", phase.name()))),
+        };
+        Outcome {
+            ending,
+            asked: self.asked,
+            plan: self.plan.get().cloned(),
+            cid: self.cid,
+            console: self.console,
+        }
+    }
+}
+
+fn serve_http(
+    tasks: &TaskTracker,
+    listener: TcpListener,
+    status: watch::Receiver<Status>,
+    registry: prometheus_client::registry::Registry,
+    attestation: Attestation,
+    stop: &CancellationToken,
+) {
+    let pages = Pages { status, registry: Arc::new(registry), attestation };
+    tasks.spawn(http::serve(listener, pages, stop.clone()));
+}
+
+/// The launch blocks, so it has a thread of its own; one for all of it, because
+/// the driver wants one caller.
+fn start_launch(
+    config: &Arc<Config>,
+    timeline: &Arc<Timeline>,
+    plan_text: &Arc<OnceLock<String>>,
+    stop: &CancellationToken,
+) -> JoinHandle<Result<Started, Failure>> {
+    let (config, timeline) = (Arc::clone(config), Arc::clone(timeline));
+    let (plan_text, stop) = (Arc::clone(plan_text), stop.clone());
+    tokio::task::spawn_blocking(move || {
+        let (image, plan) = boot::prepare(&config, &timeline)?;
+        let text = plan_text.get_or_init(|| plan.to_string());
+        tracing::info!(plan = text, "planned");
+        Ok(boot::launch(&config, &image, &plan, &timeline, &stop)?)
+    })
+}
+
+async fn present<F: Future + Unpin>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn hang_up(enclave: Option<&RunningEnclave>) {
+    match enclave {
+        Some(enclave) => enclave.hung_up().await,
+        None => pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
