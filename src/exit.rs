@@ -6,7 +6,7 @@
 
 use std::error::Error;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 macro_rules! exits {
     ($($variant:ident = $code:literal, $name:literal, $meaning:literal;)*) => {
@@ -48,13 +48,6 @@ exits! {
     EnclaveDied = 76, "enclave_died", "the enclave ended without saying why, or belongs to another shim";
 }
 
-/// In reports an exit is its name.
-impl Serialize for Exit {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
-
 /// What an error of this program must know beside its text.
 pub(crate) trait Blame: Error + Sized {
     /// Whose fault it is.
@@ -63,22 +56,34 @@ pub(crate) trait Blame: Error + Sized {
     fn fix(&self) -> String;
 }
 
-/// A reason to end, as the operator reads it.
+/// What the operator reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Failure {
-    /// The row of the table.
-    #[serde(rename = "kind")]
-    pub(crate) exit: Exit,
+pub(crate) struct Explanation {
     /// One line: what was tried on which object, and why it failed.
     pub(crate) cause: String,
     /// One line: what to change.
     pub(crate) fix: String,
 }
 
+impl Explanation {
+    /// Both are made one line each.
+    pub(crate) fn new(cause: impl Into<String>, fix: impl Into<String>) -> Explanation {
+        Explanation { cause: one_line(&cause.into()), fix: one_line(&fix.into()) }
+    }
+}
+
+/// A reason of the shim's own to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// The row of the table.
+    pub(crate) exit: Exit,
+    pub(crate) explanation: Explanation,
+}
+
 impl Failure {
     /// A failure that is found by looking, not by an error.
     pub(crate) fn new(exit: Exit, cause: impl Into<String>, fix: impl Into<String>) -> Failure {
-        Failure { exit, cause: one_line(&cause.into()), fix: one_line(&fix.into()) }
+        Failure { exit, explanation: Explanation::new(cause, fix) }
     }
 
     /// A mistake in this program.

@@ -20,7 +20,7 @@ pub(crate) fn start(log: &Log) {
     // An error means that a log runs already.
     let _ = match log.format {
         LogFormat::Text => builder.compact().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => builder.json().try_init(),
     };
 }
 

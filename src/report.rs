@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::{Config, LogFormat};
-use crate::exit::Failure;
+use crate::exit::{Explanation, Failure};
 use crate::supervisor::{Origin, Outcome};
 use crate::timeline::{Step, Timeline};
 
@@ -26,8 +26,9 @@ struct Report<'a> {
     build: &'a str,
     exit_code: u8,
     origin: Origin,
+    kind: &'a str,
     #[serde(flatten)]
-    failure: &'a Failure,
+    explanation: &'a Explanation,
     #[serde(skip_serializing_if = "Option::is_none")]
     cid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,13 +55,14 @@ pub(crate) fn run_ended(outcome: &Outcome, config: &Config, timeline: &Timeline)
     let (ending, steps) = (&outcome.ending, timeline.steps());
     let code = ending.code();
     tracing::info!(code, origin = ?ending.origin(), after = ?timeline.elapsed(), "ended");
-    if let Some(failure) = ending.failure(config, outcome.asked) {
+    if let Some(explanation) = ending.explanation(config, outcome.asked) {
         let report = Report {
             report: 1,
             build: crate::log::BUILD,
             exit_code: code,
             origin: ending.origin(),
-            failure: &failure,
+            kind: ending.kind(),
+            explanation: &explanation,
             cid: outcome.cid.map(|cid| cid.get()),
             plan: outcome.plan.as_deref(),
             timeline: &steps,
@@ -78,7 +80,8 @@ pub(crate) fn not_begun(failure: &Failure, place: &Place) -> u8 {
         build: crate::log::BUILD,
         exit_code: failure.exit.code(),
         origin: Origin::Shim,
-        failure,
+        kind: failure.exit.name(),
+        explanation: &failure.explanation,
         cid: None,
         plan: None,
         timeline: &[],
@@ -91,14 +94,14 @@ pub(crate) fn not_begun(failure: &Failure, place: &Place) -> u8 {
 fn leave(report: &Report<'_>, place: &Place) {
     // A report is made of strings and numbers: it always has a JSON form.
     let json = serde_json::to_string(report).unwrap_or_default();
-    let lines = format!("error: {}\nfix: {}\n", report.failure.cause, report.failure.fix);
+    let lines = format!("error: {}\nfix: {}\n", report.explanation.cause, report.explanation.fix);
     let mut stderr = std::io::stderr().lock();
     // Nothing can be done about a closed stderr.
     let _ = match place.format {
         LogFormat::Json => writeln!(stderr, "{json}"),
         LogFormat::Text => {
             let console: String = report.console.iter().map(|line| format!("console: {line}\n")).collect();
-            write!(stderr, "{console}{lines}report: {json}\n")
+            writeln!(stderr, "{lines}{console}report: {json}")
         }
     };
     let named = place.termination_log.as_deref();
@@ -150,13 +153,14 @@ mod tests {
 
     #[test]
     fn a_report_says_whose_code_it_is() {
-        let failure = Failure::new(Exit::Image, "bad", "build");
+        let explanation = Explanation::new("bad", "build");
         let report = Report {
             report: 1,
             build: "b",
             exit_code: 65,
             origin: Origin::Shim,
-            failure: &failure,
+            kind: Exit::Image.name(),
+            explanation: &explanation,
             cid: Some(16),
             plan: None,
             timeline: &[Step { step: "planned", at_ms: 3 }],

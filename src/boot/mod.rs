@@ -146,8 +146,8 @@ pub(crate) fn launch(
     let mode = if config.debug { Mode::Debug } else { Mode::Production };
     let begun = Instant::now();
 
-    probe_vsock()?;
     let device = Device::open(&config.device).map_err(BootError::NoDevice)?;
+    probe_vsock()?;
     let mut enclave = device.create_enclave()?;
     timeline.reached("enclave created");
     let mut memory = load::map(plan, stop)?;

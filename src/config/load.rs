@@ -78,7 +78,7 @@ fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     }
     serde_saphyr::from_str(text).map_err(|error| {
         let error = error.without_snippet();
-        let line = error.location().map(|location| location.line() as u64);
+        let line = error.location().map(|location| location.line());
         ConfigError::Malformed { path: path.to_owned(), line, reason: error.to_string() }
     })
 }

@@ -59,7 +59,7 @@ pub(crate) async fn bind(listen: SocketAddr) -> Result<TcpListener, BindError> {
     let fault = |source| BindError { listen, knob: "http.listen", source };
     let listener = TcpListener::bind(listen).await.map_err(fault)?;
     let listen = listener.local_addr().map_err(fault)?;
-    tracing::info!(%listen, "http bound");
+    tracing::info!(server = "http", address = %listen, "http bound");
     Ok(listener)
 }
 

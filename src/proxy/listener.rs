@@ -69,7 +69,7 @@ pub(crate) fn bind(ingress: &[Ingress]) -> Result<Vec<Bound>, BindError> {
                 socket.set_reuseaddr(true)?;
                 socket.bind(listen)?;
                 let listen = socket.local_addr()?;
-                tracing::info!(%listen, port, "ingress bound");
+                tracing::info!(address = %listen, port, "ingress bound");
                 Ok(Bound { socket, listen, port })
             };
             bound().map_err(|source| BindError { listen, knob: "ingress.listen", source })

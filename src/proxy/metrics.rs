@@ -47,9 +47,17 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
-        registry.register("connections", "Client connections by how they ended", metrics.connections.clone());
-        registry.register("connections_open", "Client connections now", metrics.open.clone());
-        registry.register("accept_errors", "Failures to accept a connection", metrics.accept_errors.clone());
+        registry.register(
+            "ingress_connections",
+            "Client connections by how they ended",
+            metrics.connections.clone(),
+        );
+        registry.register("ingress_connections_open", "Client connections now", metrics.open.clone());
+        registry.register(
+            "ingress_accept_errors",
+            "Failures to accept a connection",
+            metrics.accept_errors.clone(),
+        );
         registry.register_collector(Box::new(Bytes(Arc::clone(&metrics.bytes))));
         metrics
     }
@@ -66,7 +74,7 @@ struct Bytes(Arc<relay::Counters>);
 impl Collector for Bytes {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let mut family =
-            encoder.encode_descriptor("relayed_bytes", "Bytes carried", None, MetricType::Counter)?;
+            encoder.encode_descriptor("ingress_bytes", "Bytes carried", None, MetricType::Counter)?;
         for (direction, bytes) in [("to_enclave", self.0.to_vsock()), ("to_client", self.0.from_vsock())] {
             let counter = ConstCounter::new(bytes);
             counter.encode(family.encode_family(&[("direction", direction)])?)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use wire::ExitStatus;
 
 use crate::config::Config;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Explanation, Failure};
 
 /// Between the workload's grace and ours: the agent kills it when its grace is
 /// over, and needs a moment to say so.
@@ -177,47 +177,53 @@ impl Ending {
         }
     }
 
+    /// A stable word for reports.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Ending::Workload(_) => "workload",
+            Ending::StoppedEarly { .. } => "stopped_early",
+            Ending::GraceOver => "grace_over",
+            Ending::BootTimeout => Exit::BootTimeout.name(),
+            Ending::Died => Exit::EnclaveDied.name(),
+            Ending::Failed(failure) => failure.exit.name(),
+        }
+    }
+
     /// The lines for the operator; `None` when all went as it was asked.
-    pub(crate) fn failure(&self, config: &Config, asked: bool) -> Option<Failure> {
+    pub(crate) fn explanation(&self, config: &Config, asked: bool) -> Option<Explanation> {
         Some(match self {
             Ending::Workload(ExitStatus::Code(0)) | Ending::StoppedEarly { .. } => return None,
             Ending::Workload(_) if asked => return None,
-            Ending::Workload(ExitStatus::Code(code)) => {
-                workload(format!("the workload exited with {code}"), config)
-            }
-            Ending::Workload(ExitStatus::Signal(signal)) => {
-                workload(format!("signal {signal} ended the workload"), config)
-            }
-            Ending::GraceOver => Failure::new(
-                Exit::EnclaveDied,
+            Ending::Workload(status) => Explanation::new(
+                match status {
+                    ExitStatus::Code(code) => format!("the workload exited with {code}"),
+                    ExitStatus::Signal(signal) => format!("signal {signal} ended the workload"),
+                },
+                look("the cause is in the workload", config),
+            ),
+            Ending::GraceOver => Explanation::new(
                 format!("the workload did not end within its grace of {}", config.drain.grace),
                 "let the workload end on SIGTERM, or set a longer drain.grace (and the pod's terminationGracePeriodSeconds)",
             ),
-            Ending::BootTimeout => Failure::new(
-                Exit::BootTimeout,
+            Ending::BootTimeout => Explanation::new(
                 format!("the enclave was not ready within {}", config.boot.timeout),
                 format!(
                     "{}; or set a longer boot.timeout",
                     look("see whether the workload listens on every port of its settings", config)
                 ),
             ),
-            Ending::Died => Failure::new(
-                Exit::EnclaveDied,
+            Ending::Died => Explanation::new(
                 "the enclave ended without an exit status of its workload",
                 look("an enclave with too little memory ends like this: try a larger memory_mib", config),
             ),
-            Ending::Failed(failure) => failure.clone(),
+            Ending::Failed(failure) => failure.explanation.clone(),
         })
     }
 }
 
-fn workload(cause: String, config: &Config) -> Failure {
-    Failure::new(Exit::EnclaveDied, cause, look("the cause is in the workload", config))
-}
-
 fn look(hint: &str, config: &Config) -> String {
     if config.debug {
-        format!("{hint}; its console is above and in the report")
+        format!("{hint}; the end of its console is in this report")
     } else {
         format!("{hint}; run with --debug to see its console")
     }
@@ -274,11 +280,11 @@ mod tests {
         let config = Config::default();
         let status = ExitStatus::Code(1);
         for ending in [Ending::Workload(status), Ending::GraceOver, Ending::BootTimeout, Ending::Died] {
-            let failure = ending.failure(&config, false).unwrap();
-            assert!(!failure.cause.is_empty() && !failure.fix.is_empty(), "{ending:?}");
+            let explanation = ending.explanation(&config, false).unwrap();
+            assert!(!explanation.cause.is_empty() && !explanation.fix.is_empty(), "{ending:?}");
         }
-        assert_eq!(Ending::Workload(status).failure(&config, true), None);
-        assert_eq!(Ending::Workload(ExitStatus::Code(0)).failure(&config, false), None);
+        assert_eq!(Ending::Workload(status).explanation(&config, true), None);
+        assert_eq!(Ending::Workload(ExitStatus::Code(0)).explanation(&config, false), None);
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
