@@ -1,0 +1,182 @@
+//! The HTTP side.
+//!
+//! ```text
+//! GET  /            a page           POST /echo        the body, streamed back
+//! GET  /env         JSON             POST /sha256      its digest, in hexadecimal
+//! GET  /whoami      JSON             POST /exit/CODE   the process exits
+//! GET  /bytes/N     N known bytes    POST /abort       the process dies of SIGSEGV
+//! GET  /slow/MS     after MS ms      GET  /probe       JSON: what it may do
+//! ```
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getegid, geteuid, getgroups};
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::probe;
+
+const PAGE: &str = "<!doctype html><title>hello</title><h1>Hello from an enclave</h1>\n";
+/// `/bytes` repeats this many values: a prime, so that no buffer size hides a shift.
+const PERIOD: u64 = 251;
+/// Bytes of one frame of `/bytes`.
+const PIECE: u64 = 64 * 1024;
+
+type Answer = Response<BoxBody<Bytes, hyper::Error>>;
+
+/// One connection; after `stop` it ends with the request in flight.
+pub(crate) async fn serve(stream: TcpStream, stop: CancellationToken) {
+    // Fails only on a socket that is gone already.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        eprintln!("hello: {error}");
+    }
+}
+
+async fn answer(request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().trim_matches('/').to_owned();
+    let (name, argument) = path.split_once('/').unwrap_or((&path, ""));
+    match (request.method(), name, argument) {
+        (&Method::GET, "", "") => typed("text/html; charset=utf-8", PAGE),
+        (&Method::GET, "env", "") => json(json!(std::env::vars().collect::<BTreeMap<_, _>>())),
+        (&Method::GET, "whoami", "") => json(who()),
+        (&Method::GET, "probe", "") => json(probe::all()),
+        (&Method::GET, "bytes", count) => with_number(count, |left| {
+            Response::new(Pattern { sent: 0, left }.map_err(|never| match never {}).boxed())
+        }),
+        (&Method::GET, "slow", ms) => match ms.parse() {
+            Ok(ms) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                typed("text/plain", "done\n")
+            }
+            Err(_) => status(StatusCode::BAD_REQUEST),
+        },
+        (&Method::POST, "echo", "") => Response::new(request.into_body().boxed()),
+        (&Method::POST, "sha256", "") => sha256(request.into_body()).await,
+        (&Method::POST, "exit", code) => {
+            with_number(code, |code| std::process::exit(i32::try_from(code).unwrap_or(i32::MAX)))
+        }
+        (&Method::POST, "abort", "") => match kill(Pid::this(), Signal::SIGSEGV) {
+            // Not reached: the signal arrives before the call returns.
+            Ok(()) | Err(_) => status(StatusCode::INTERNAL_SERVER_ERROR),
+        },
+        _ => status(StatusCode::NOT_FOUND),
+    }
+}
+
+async fn sha256(mut body: Incoming) -> Answer {
+    let mut context = digest::Context::new(&digest::SHA256);
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => frame.data_ref().into_iter().for_each(|data| context.update(data)),
+            Err(_) => return status(StatusCode::BAD_REQUEST),
+        }
+    }
+    typed("text/plain", hex::encode(context.finish()))
+}
+
+fn who() -> serde_json::Value {
+    let groups = getgroups().map(|groups| groups.iter().map(|gid| gid.as_raw()).collect::<Vec<_>>());
+    json!({
+        "uid": geteuid().as_raw(),
+        "gid": getegid().as_raw(),
+        "groups": groups.unwrap_or_default(),
+        "cwd": std::env::current_dir().unwrap_or_default(),
+        "pid": std::process::id(),
+        "args": std::env::args().collect::<Vec<_>>(),
+    })
+}
+
+fn with_number(text: &str, answer: impl FnOnce(u64) -> Answer) -> Answer {
+    text.parse().map_or_else(|_| status(StatusCode::BAD_REQUEST), answer)
+}
+
+fn json(value: serde_json::Value) -> Answer {
+    typed("application/json", value.to_string())
+}
+
+fn typed(kind: &'static str, text: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(whole(text.into()));
+    answer.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    answer
+}
+
+fn status(code: StatusCode) -> Answer {
+    let mut answer = Response::new(whole(Bytes::from(format!("{code}\n"))));
+    *answer.status_mut() = code;
+    answer
+}
+
+fn whole(bytes: Bytes) -> BoxBody<Bytes, hyper::Error> {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
+}
+
+/// Bytes 0, 1, … 250, 0, 1 …
+struct Pattern {
+    sent: u64,
+    left: u64,
+}
+
+impl Body for Pattern {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let count = self.left.min(PIECE);
+        let piece: Vec<u8> = (self.sent..self.sent + count).map(|at| (at % PERIOD) as u8).collect();
+        self.sent += count;
+        self.left -= count;
+        Poll::Ready(Some(Ok(Frame::data(piece.into()))))
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        hyper::body::SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_pattern_goes_on_over_its_frames() {
+        let count = 2 * PIECE + 5;
+        let bytes = Pattern { sent: 0, left: count }.collect().await.unwrap().to_bytes();
+        assert_eq!(bytes.len() as u64, count);
+        assert!(bytes.iter().zip(0..).all(|(byte, at)| u64::from(*byte) == at % PERIOD));
+    }
+}
