@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use minicbor::bytes::ByteVec;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
@@ -64,20 +64,10 @@ pub(crate) enum NoDocument {
     Late,
 }
 
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    Document,
-    Full,
-    NotRunning,
-    Refused,
-    Unreachable,
-    Late,
-}
-
+/// How a request ended: a document, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Label {
-    outcome: Outcome,
+    outcome: &'static str,
 }
 
 /// What is counted.
@@ -102,12 +92,12 @@ impl Metrics {
 
     fn count(&self, result: &Result<Vec<u8>, NoDocument>) {
         let outcome = match result {
-            Ok(_) => Outcome::Document,
-            Err(NoDocument::Full) => Outcome::Full,
-            Err(NoDocument::NotRunning) => Outcome::NotRunning,
-            Err(NoDocument::Refused(_)) => Outcome::Refused,
-            Err(NoDocument::Unreachable(_)) => Outcome::Unreachable,
-            Err(NoDocument::Late) => Outcome::Late,
+            Ok(_) => "document",
+            Err(NoDocument::Full) => "full",
+            Err(NoDocument::NotRunning) => "not_running",
+            Err(NoDocument::Refused(_)) => "refused",
+            Err(NoDocument::Unreachable(_)) => "unreachable",
+            Err(NoDocument::Late) => "late",
         };
         self.requests.get_or_create(&Label { outcome }).inc();
     }

@@ -47,16 +47,14 @@ pub(crate) enum SessionError {
     Silent,
 }
 
-/// The random source failed, which it does on no machine that can run enclaves.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot make a random session token")]
-pub(crate) struct NoToken;
-
 impl Session {
     /// A session with a new random token.
-    pub(crate) fn new(cid: Cid) -> Result<Session, NoToken> {
+    ///
+    /// From getrandom(2), which fails on no kernel that can run enclaves; a
+    /// library's own generator takes tens of milliseconds to start.
+    pub(crate) fn new(cid: Cid) -> Result<Session, getrandom::Error> {
         let mut token = [0; 16];
-        aws_lc_rs::rand::fill(&mut token).map_err(|_| NoToken)?;
+        getrandom::fill(&mut token)?;
         Ok(Session { cid, token: SessionToken::from_random(token) })
     }
 

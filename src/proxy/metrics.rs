@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,7 +11,7 @@ use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 /// How a client's connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
     /// Both directions came to their ends.
     Completed,
@@ -31,9 +31,24 @@ pub(crate) enum Outcome {
     Aborted,
 }
 
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Outcome::Completed => "completed",
+            Outcome::ClientFailed => "client_failed",
+            Outcome::EnclaveFailed => "enclave_failed",
+            Outcome::Full => "full",
+            Outcome::DialRefused => "dial_refused",
+            Outcome::DialLate => "dial_late",
+            Outcome::DialFailed => "dial_failed",
+            Outcome::Aborted => "aborted",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
-    outcome: Outcome,
+    outcome: &'static str,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -63,7 +78,7 @@ impl Metrics {
     }
 
     pub(super) fn ended(&self, outcome: Outcome) {
-        self.connections.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.connections.get_or_create(&OutcomeLabel { outcome: outcome.name() }).inc();
     }
 }
 

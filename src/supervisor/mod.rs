@@ -258,7 +258,7 @@ impl Supervisor {
     /// The enclave runs: claim it, serve attestation, read the console.
     fn meet_agent(&mut self) -> Result<(), Failure> {
         let Some(cid) = self.cid else { return Err(Failure::bug("an enclave without a cid")) };
-        let session = Session::new(cid).map_err(|error| Failure::bug(error.to_string()))?;
+        let session = Session::new(cid).map_err(|error| Failure::bug(format!("no random token: {error}")))?;
         if let Some(signals) = self.waiting.signals.take() {
             let control = Control {
                 session: session.clone(),
