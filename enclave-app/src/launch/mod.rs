@@ -131,11 +131,24 @@ enum Failure {
 }
 
 fn become_workload(settings: &Path, rootfs: &Path) -> Result<std::convert::Infallible, Failure> {
+    close_inherited();
     let report = match io::stdin().as_fd().try_clone_to_owned() {
         Ok(report) => File::from(report),
         Err(error) => return Err(Failure::Unreportable(LaunchError::Input(error))),
     };
     launch(settings, rootfs).map_err(|error| Failure::Reported(error, report))
+}
+
+/// The agent's own descriptors close on exec; what the agent itself inherited
+/// from an engine does not, and is nothing for the workload. This process has
+/// opened nothing yet.
+fn close_inherited() {
+    let listed = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<i32> = listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        // EBADF: the listing's own.
+        let _ = nix::unistd::close(number);
+    }
 }
 
 /// The steps in their order. What needs rights comes before they are dropped.
