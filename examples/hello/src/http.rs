@@ -2,13 +2,12 @@
 //!
 //! ```text
 //! GET  /            a page           POST /echo        the body, streamed back
-//! GET  /env         JSON             POST /sha256      its digest, in hexadecimal
+//! GET  /env         text             POST /sha256      its digest, in hexadecimal
 //! GET  /whoami      JSON             POST /exit/CODE   the process exits
 //! GET  /bytes/N     N known bytes    POST /abort       the process dies of SIGSEGV
 //! GET  /slow/MS     after MS ms      GET  /probe       JSON: what it may do
 //! ```
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -66,7 +65,7 @@ async fn answer(request: Request<Incoming>) -> Answer {
     let (name, argument) = path.split_once('/').unwrap_or((&path, ""));
     match (request.method(), name, argument) {
         (&Method::GET, "", "") => typed("text/html; charset=utf-8", PAGE),
-        (&Method::GET, "env", "") => json(json!(std::env::vars().collect::<BTreeMap<_, _>>())),
+        (&Method::GET, "env", "") => typed("text/plain; charset=utf-8", environment()),
         (&Method::GET, "whoami", "") => json(who()),
         (&Method::GET, "probe", "") => json(probe::all()),
         (&Method::GET, "bytes", count) => with_number(count, |left| {
@@ -102,6 +101,12 @@ async fn sha256(mut body: Incoming) -> Answer {
         }
     }
     typed("text/plain", hex::encode(context.finish()))
+}
+
+/// `NAME=value` lines.
+fn environment() -> String {
+    let variables = std::env::vars_os();
+    variables.map(|(name, value)| format!("{}={}\n", name.display(), value.display())).collect()
 }
 
 fn who() -> serde_json::Value {
