@@ -27,14 +27,27 @@ fn thirty_damaged_images_are_65_before_the_device_is_opened() {
     }
     cases.push(("empty".into(), Vec::new()));
     cases.push(("one byte more".into(), [&good[..], b"x"].concat()));
-    let header_fields =
-        [(0, "magic"), (4, "version"), (6, "flags"), (24, "reserved"), (26, "sections"), (28, "offset 0"), (36, "offset 1"), (284, "size 0"), (292, "size 1"), (540, "unused"), (544, "crc")];
+    let header_fields = [
+        (0, "magic"),
+        (4, "version"),
+        (6, "flags"),
+        (24, "reserved"),
+        (26, "sections"),
+        (28, "offset 0"),
+        (36, "offset 1"),
+        (284, "size 0"),
+        (292, "size 1"),
+        (540, "unused"),
+        (544, "crc"),
+    ];
     for (offset, name) in header_fields {
         let mut bytes = good.clone();
         bytes[offset] ^= 0x40;
         cases.push((name.into(), bytes));
     }
-    for (offset, name) in [(548, "section type"), (550, "section flags"), (552, "section size"), (1000, "kernel")] {
+    for (offset, name) in
+        [(548, "section type"), (550, "section flags"), (552, "section size"), (1000, "kernel")]
+    {
         let mut bytes = good.clone();
         bytes[offset] ^= 1;
         cases.push((name.into(), bytes));

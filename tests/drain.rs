@@ -54,11 +54,8 @@ fn after_the_accept_window_new_connections_are_refused() {
 #[test]
 fn a_workload_that_outlives_its_grace_is_killed_and_that_is_137() {
     let node = Node::new();
-    let mut shim = Shim::with_config(
-        &node,
-        &Image::hello(&node),
-        "memory_mib: 64\ndrain: {accept: 0s, grace: 300ms}\n",
-    );
+    let mut shim =
+        Shim::with_config(&node, &Image::hello(&node), "memory_mib: 64\ndrain: {accept: 0s, grace: 300ms}\n");
     shim.ready();
     let ingress = shim.ingress(8080);
     let request = std::thread::spawn(move || client::get(ingress, "/slow/20000"));
@@ -75,11 +72,8 @@ fn a_workload_that_outlives_its_grace_is_killed_and_that_is_137() {
 #[test]
 fn a_second_sigterm_hurries() {
     let node = Node::new();
-    let mut shim = Shim::with_config(
-        &node,
-        &Image::hello(&node),
-        "memory_mib: 64\ndrain: {accept: 0s, grace: 60s}\n",
-    );
+    let mut shim =
+        Shim::with_config(&node, &Image::hello(&node), "memory_mib: 64\ndrain: {accept: 0s, grace: 60s}\n");
     shim.ready();
     let ingress = shim.ingress(8080);
     let request = std::thread::spawn(move || client::get(ingress, "/slow/50000"));

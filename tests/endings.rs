@@ -42,8 +42,9 @@ fn a_killed_enclave_is_noticed_within_a_second_and_its_last_words_are_kept() {
     assert_eq!(code, 76, "{}", shim.log());
     assert!(seen - killed < Duration::from_secs(1), "noticed after {:?}", seen - killed);
     let report = shim.log();
-    let (_, after) = report.split_once("the enclave ended").unwrap_or_else(|| panic!("no cause in:\n{report}"));
-    assert!(after.contains("agent"), "no console lines of the agent after the cause:\n{report}");
+    let (_, after) =
+        report.split_once("the enclave ended").unwrap_or_else(|| panic!("no cause in:\n{report}"));
+    assert!(after.contains("hello: listening"), "no console lines after the cause:\n{report}");
 }
 
 #[test]
@@ -56,7 +57,11 @@ fn without_a_device_it_is_69_with_the_fix() {
     command.args(["run", "--eif"]).arg(&image.path).arg("--config").arg(config_file(&node, MEMORY_64));
     let mut shim = Shim::run(command);
     assert_eq!(shim.exit_code(SOON), 69, "{}", shim.log());
-    assert!(shim.log().contains("/dev/nitro_enclaves") && shim.log().contains("enclaves enabled"), "{}", shim.log());
+    assert!(
+        shim.log().contains("/dev/nitro_enclaves") && shim.log().contains("enclaves enabled"),
+        "{}",
+        shim.log()
+    );
 }
 
 #[test]
@@ -66,7 +71,11 @@ fn too_few_huge_pages_are_71_and_the_fix_names_the_resource_line() {
     // More than any test machine sets aside, and a page count to compare with.
     let mut shim = Shim::with_config(&node, &image, "memory_mib: 1048576\n");
     assert_eq!(shim.exit_code(SOON), 71, "{}", shim.log());
-    assert!(shim.log().contains("hugepages-2Mi: 1048576Mi") || shim.log().contains("hugepages-1Gi: 1024Gi"), "{}", shim.log());
+    assert!(
+        shim.log().contains("hugepages-2Mi: 1048576Mi") || shim.log().contains("hugepages-1Gi: 1024Gi"),
+        "{}",
+        shim.log()
+    );
     assert!(node.running().is_empty(), "an enclave was left");
     let last_words = std::fs::read_to_string(node.scratch().join("termination-log")).unwrap();
     assert!(last_words.contains("hugepages-"), "termination log: {last_words}");
@@ -90,17 +99,19 @@ fn an_unknown_flag_is_64() {
 }
 
 #[test]
-fn a_program_that_is_not_in_the_image_is_127_like_in_a_shell() {
+fn a_program_that_is_not_in_the_image_is_65_and_named() {
     let node = Node::new();
-    let image = Image::from_manifest(&node, "name: gone\nentrypoint: [/gone]\n");
+    let image = Image::from_manifest(&node, "name: gone\nversion: '1'\nentrypoint: [/gone]\n");
     let mut shim = Shim::start(&node, &image);
-    assert_eq!(shim.exit_code(SOON), 127, "{}", shim.log());
+    assert_eq!(shim.exit_code(SOON), 65, "{}", shim.log());
+    assert!(shim.log().contains("/gone"), "{}", shim.log());
 }
 
 #[test]
 fn a_workload_that_never_listens_times_out_with_75() {
     let node = Node::new();
-    let image = Image::from_manifest(&node, "name: deaf\nentrypoint: [/hello]\ningress: [9999]\n");
+    let image =
+        Image::from_manifest(&node, "name: deaf\nversion: '1'\nentrypoint: [/hello]\ningress: [9999]\n");
     let mut shim = Shim::with_config(&node, &image, "memory_mib: 64\nboot: {timeout: 1s}\n");
     assert_eq!(shim.exit_code(SOON), 75, "{}", shim.log());
 }

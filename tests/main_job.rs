@@ -40,7 +40,11 @@ fn a_quarter_gibibyte_each_way_keeps_its_hash_and_the_write_cap() {
     let answer = client::get(address, &format!("/bytes/{}", payload.len())).unwrap();
     assert_eq!(answer.body.len(), payload.len());
     let whole = client::post(address, "/sha256", &answer.body).unwrap();
-    assert_eq!(whole.text().trim(), hex::encode(digest(&SHA256, &answer.body)), "out of the enclave and back");
+    assert_eq!(
+        whole.text().trim(),
+        hex::encode(digest(&SHA256, &answer.body)),
+        "out of the enclave and back"
+    );
     let small = client::get(address, "/bytes/1000000").unwrap();
     assert_eq!(small.body, answer.body[..1_000_000], "the bytes do not depend on how many are asked for");
 

@@ -109,7 +109,9 @@ while time.monotonic() < deadline:
     // Whoever is first has it: either the stranger was, and the shim says so with 76, or the shim
     // serves and the stranger is refused. With the stranger already spinning it nearly always wins.
     let claimed = lines.next().unwrap().unwrap();
-    let welcome = claimed.contains(&hex::encode(wire::encode(&wire::Greeting::Welcome { build: String::new() }).unwrap())[8..10]);
+    let welcome = claimed.contains(
+        &hex::encode(wire::encode(&wire::Greeting::Welcome { build: String::new() }).unwrap())[8..10],
+    );
     drop(claimer.stdin.take());
     claimer.wait().unwrap();
     let refused = hex::encode(wire::encode(&wire::Greeting::Refused(wire::Refusal::AlreadyClaimed)).unwrap());

@@ -31,7 +31,10 @@ impl Node {
 
     /// A node whose fakenitro gets these options.
     pub fn with(options: &[&str]) -> Node {
-        assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests need root: fakenitro mounts a private /dev");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "the end-to-end tests need root: fakenitro mounts a private /dev"
+        );
         let directory = TempDir::with_prefix("node-").unwrap();
         Node { directory, options: options.iter().map(|option| (*option).to_owned()).collect() }
     }
@@ -84,7 +87,12 @@ impl Node {
     }
 
     fn fakenitro(&self, arguments: &[&str]) -> Output {
-        Command::new(program_path("fakenitro")).arg("--state").arg(self.path()).args(arguments).output().unwrap()
+        Command::new(program_path("fakenitro"))
+            .arg("--state")
+            .arg(self.path())
+            .args(arguments)
+            .output()
+            .unwrap()
     }
 }
 
@@ -97,7 +105,9 @@ impl Drop for Node {
             return;
         }
         let needle = self.path().display().to_string();
-        within(Duration::from_secs(10), "the node's processes are gone", || processes_naming(&needle).is_empty());
+        within(Duration::from_secs(10), "the node's processes are gone", || {
+            processes_naming(&needle).is_empty()
+        });
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,11 @@ impl Shim {
 
     /// Everything on stderr so far.
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().join("\n")
+        self.lines().join("\n")
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Vec<String>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where clients reach the enclave's `port`.
@@ -88,7 +92,7 @@ impl Shim {
     fn address(&mut self, fits: impl Fn(&Value) -> bool) -> SocketAddr {
         let mut found = None;
         self.until(Duration::from_secs(10), "the address is logged", |shim| {
-            found = shim.log.lock().unwrap().iter().find_map(|line| {
+            found = shim.lines().iter().find_map(|line| {
                 let line: Value = serde_json::from_str(line).ok()?;
                 fits(&line).then(|| line["fields"]["address"].as_str()?.parse().ok()).flatten()
             });
@@ -140,7 +144,11 @@ impl Shim {
                     status.is_some()
                 })
             }));
-            assert!(waiting.is_ok(), "the shim goes on:\n{}", log.lock().unwrap().join("\n"));
+            assert!(
+                waiting.is_ok(),
+                "the shim goes on:\n{}",
+                log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+            );
             let status = status.unwrap();
             let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
             self.ended = Some((code, Instant::now()));
