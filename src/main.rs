@@ -55,6 +55,7 @@ fn execute(run: &Run, timeline: Timeline) -> u8 {
         Err(error) => return report::not_begun(&error.into(), &unread),
     };
     log::start(&config.log);
+    report::end_on_panic(Place::from(&*config));
     tracing::info!(build = log::BUILD, config = effective(&config), "starting");
     if run.dry_run {
         return dry_run(&config, &timeline);

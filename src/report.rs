@@ -55,7 +55,7 @@ pub(crate) fn run_ended(outcome: &Outcome, config: &Config, timeline: &Timeline)
     let (ending, steps) = (&outcome.ending, timeline.steps());
     let code = ending.code();
     tracing::info!(code, origin = ?ending.origin(), after = ?timeline.elapsed(), "ended");
-    if let Some(explanation) = ending.explanation(config, outcome.asked) {
+    if let Some(explanation) = ending.explanation(config, &outcome.on_the_way) {
         let report = Report {
             report: 1,
             build: crate::log::BUILD,
@@ -89,6 +89,15 @@ pub(crate) fn not_begun(failure: &Failure, place: &Place) -> u8 {
     };
     leave(&report, place);
     failure.exit.code()
+}
+
+/// Makes every panic the documented exit: a task that is gone must not leave an
+/// enclave that nobody looks after. The kernel closes the enclave.
+pub(crate) fn end_on_panic(place: Place) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let failure = Failure::bug(panic.to_string());
+        std::process::exit(not_begun(&failure, &place).into());
+    }));
 }
 
 fn leave(report: &Report<'_>, place: &Place) {

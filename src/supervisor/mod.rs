@@ -4,7 +4,8 @@
 //! Launching ─▶ Booting ──ready──▶ Serving ──stop──▶ Draining ──time──▶ Stopping ──time──▶ Ended
 //!     │           │                  │                 └──stop──▶ Hurrying ◀──stop──┘        ▲
 //!     │           ├──────────────────┴──── the workload exited ──▶ Finishing ──idle──▶ Parting
-//!     │           └─ the enclave hung up ──▶ LastWords ───────────────────────────────▶ Ended
+//!     │           ├─ the enclave hung up ──▶ LastWords ───────────────────────────────▶ Ended
+//!     │           └─ the agent cannot run it ──▶ Unrunnable ──exited──▶ Parting; time ──▶ Ended
 //!     └─ failed, stop; Booting also by time ──────────────────────────────────────────▶ Ended
 //! ```
 //! Only [`Supervisor`] holds a [`Phase`]; everyone else sends it an [`Event`].
@@ -26,7 +27,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use phase::{Ending, Event, Origin, Phase};
+pub(crate) use phase::{Circumstances, Ending, Event, Origin, Phase};
 pub(crate) use status::Status;
 
 use crate::attestation::{self, Attestation, Requests};
@@ -55,8 +56,7 @@ const LAUNCH_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) ending: Ending,
-    /// A stop signal came.
-    pub(crate) asked: bool,
+    pub(crate) on_the_way: Circumstances,
     pub(crate) plan: Option<String>,
     pub(crate) cid: Option<Cid>,
     pub(crate) console: Console,
@@ -71,7 +71,7 @@ pub(crate) async fn run(config: Arc<Config>, timeline: Arc<Timeline>) -> Outcome
         }
         Err(failure) => Outcome {
             ending: Ending::Failed(failure),
-            asked: false,
+            on_the_way: Circumstances::default(),
             plan: None,
             cid: None,
             console: Console::default(),
@@ -85,7 +85,7 @@ struct Supervisor {
     timeline: Arc<Timeline>,
     phase: Phase,
     deadline: Option<Instant>,
-    asked: bool,
+    on_the_way: Circumstances,
     board: StatusBoard,
     events: mpsc::Receiver<Event>,
     launch: Option<JoinHandle<Result<Started, Failure>>>,
@@ -140,7 +140,7 @@ impl Supervisor {
             timeline,
             phase: Phase::Launching,
             deadline: None,
-            asked: false,
+            on_the_way: Circumstances::default(),
             board,
             events,
             launch: Some(launch),
@@ -206,8 +206,8 @@ impl Supervisor {
     }
 
     fn take(&mut self, event: Event) {
+        self.on_the_way.note(&event);
         match &event {
-            Event::Stop { .. } => self.asked = true,
             Event::Reached(phase) => {
                 self.timeline.reached(match phase {
                     wire::Phase::AgentUp => "agent up",
@@ -250,7 +250,11 @@ impl Supervisor {
             Phase::Parting(_) => {
                 self.orders.send_replace(Order::Goodbye);
             }
-            Phase::Launching | Phase::Draining | Phase::LastWords | Phase::Ended(_) => {}
+            Phase::Unrunnable(_)
+            | Phase::Launching
+            | Phase::Draining
+            | Phase::LastWords
+            | Phase::Ended(_) => {}
         }
         Ok(())
     }
@@ -315,7 +319,7 @@ impl Supervisor {
         };
         Outcome {
             ending,
-            asked: self.asked,
+            on_the_way: self.on_the_way,
             plan: self.plan.get().cloned(),
             cid: self.cid,
             console: self.console,

@@ -9,13 +9,15 @@ use wire::ExitStatus;
 use crate::config::Config;
 use crate::exit::{Exit, Explanation, Failure};
 
-/// Between the workload's grace and ours: the agent kills it when its grace is
-/// over, and needs a moment to say so.
-const MARGIN: Duration = Duration::from_secs(1);
+/// Between the workload's end and our hearing of it: the agent first lets its
+/// connections finish, for 2 s at most, and needs a moment to say so.
+const AGENT_WITHIN: Duration = Duration::from_secs(3);
 /// For open connections to end by themselves once the workload has.
 const RELAYS_WITHIN: Duration = Duration::from_secs(3);
 /// For the enclave to power off once its exit status is known.
 const POWER_OFF_WITHIN: Duration = Duration::from_secs(2);
+/// For the exit status of a workload that cannot be run.
+const STATUS_WITHIN: Duration = Duration::from_secs(1);
 /// For frames that the agent sent before the enclave hung up.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
 
@@ -36,6 +38,9 @@ pub(crate) enum Phase {
     Hurrying,
     /// The enclave is gone: for what its agent said last.
     LastWords,
+    /// The workload cannot be run: for a status all the same, as a shell gives
+    /// 127 for a program that is missing.
+    Unrunnable(Failure),
     /// The workload has ended: for open connections.
     Finishing(ExitStatus),
     /// Nothing is left to carry: for the enclave to power off.
@@ -61,6 +66,8 @@ pub(crate) enum Event {
     Idle,
     /// The phase has lasted as long as it may.
     TimeOver,
+    /// The agent cannot run the workload.
+    Unrunnable(Failure),
     /// It cannot go on.
     Failed(Failure),
 }
@@ -80,6 +87,29 @@ pub(crate) enum Ending {
     Died,
     /// Anything else.
     Failed(Failure),
+}
+
+/// What happened on the way to an ending.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Circumstances {
+    /// A stop signal came.
+    pub(crate) asked: bool,
+    /// How far the agent said that the enclave has come.
+    pub(crate) heard: Option<wire::Phase>,
+    /// Why the agent said that the workload cannot be run.
+    pub(crate) unrunnable: Option<Explanation>,
+}
+
+impl Circumstances {
+    /// Takes note of an event.
+    pub(crate) fn note(&mut self, event: &Event) {
+        match event {
+            Event::Stop { .. } => self.asked = true,
+            Event::Reached(phase) => self.heard = self.heard.max(Some(*phase)),
+            Event::Unrunnable(failure) => self.unrunnable = Some(failure.explanation.clone()),
+            _ => {}
+        }
+    }
 }
 
 /// Whose exit code it is.
@@ -108,6 +138,10 @@ impl Phase {
             (LastWords, On::Exited(status)) => Ended(End::Workload(status)),
             (LastWords, On::TimeOver) => Ended(End::Died),
             (LastWords, _) => LastWords,
+            (Unrunnable(_), On::Exited(status)) => Parting(status),
+            (Unrunnable(failure), On::HungUp | On::TimeOver | On::Stop { .. }) => Ended(End::Failed(failure)),
+            (unrunnable @ Unrunnable(_), _) => unrunnable,
+            (_, On::Unrunnable(failure)) => Unrunnable(failure),
 
             (Launching, On::Launched(_)) => Booting,
             (Launching | Booting, On::Stop { signal }) => Ended(End::StoppedEarly { signal }),
@@ -132,9 +166,10 @@ impl Phase {
             Phase::Launching | Phase::Serving | Phase::Ended(_) => None,
             Phase::Booting => Some(config.boot.timeout.duration()),
             Phase::Draining => Some(config.drain.accept.duration()),
-            Phase::Stopping => Some(config.drain.grace.duration() + MARGIN),
-            Phase::Hurrying => Some(MARGIN),
+            Phase::Stopping => Some(config.drain.grace.duration() + AGENT_WITHIN),
+            Phase::Hurrying => Some(AGENT_WITHIN),
             Phase::LastWords => Some(LAST_WORDS_WITHIN),
+            Phase::Unrunnable(_) => Some(STATUS_WITHIN),
             Phase::Finishing(_) => Some(RELAYS_WITHIN),
             Phase::Parting(_) => Some(POWER_OFF_WITHIN),
         }
@@ -150,6 +185,7 @@ impl Phase {
             Phase::Stopping => "stopping",
             Phase::Hurrying => "hurrying",
             Phase::LastWords => "last words",
+            Phase::Unrunnable(_) => "unrunnable",
             Phase::Finishing(_) => "finishing",
             Phase::Parting(_) => "parting",
             Phase::Ended(_) => "ended",
@@ -190,16 +226,17 @@ impl Ending {
     }
 
     /// The lines for the operator; `None` when all went as it was asked.
-    pub(crate) fn explanation(&self, config: &Config, asked: bool) -> Option<Explanation> {
+    pub(crate) fn explanation(&self, config: &Config, on_the_way: &Circumstances) -> Option<Explanation> {
         Some(match self {
+            Ending::Workload(_) if on_the_way.unrunnable.is_some() => return on_the_way.unrunnable.clone(),
             Ending::Workload(ExitStatus::Code(0)) | Ending::StoppedEarly { .. } => return None,
-            Ending::Workload(_) if asked => return None,
+            Ending::Workload(_) if on_the_way.asked => return None,
             Ending::Workload(status) => Explanation::new(
                 match status {
                     ExitStatus::Code(code) => format!("the workload exited with {code}"),
                     ExitStatus::Signal(signal) => format!("signal {signal} ended the workload"),
                 },
-                look("the cause is in the workload", config),
+                format!("the cause is in the workload; {}", look(config)),
             ),
             Ending::GraceOver => Explanation::new(
                 format!("the workload did not end within its grace of {}", config.drain.grace),
@@ -207,25 +244,34 @@ impl Ending {
             ),
             Ending::BootTimeout => Explanation::new(
                 format!("the enclave was not ready within {}", config.boot.timeout),
-                format!(
-                    "{}; or set a longer boot.timeout",
-                    look("see whether the workload listens on every port of its settings", config)
-                ),
+                match on_the_way.heard {
+                    Some(_) => format!(
+                        "let the workload listen on every port of its settings, or set a longer boot.timeout; {}",
+                        look(config)
+                    ),
+                    None => format!(
+                        "the image's agent never answered: use an image of `enclavectl build`, more memory_mib, or a longer boot.timeout; {}",
+                        look(config)
+                    ),
+                },
             ),
             Ending::Died => Explanation::new(
                 "the enclave ended without an exit status of its workload",
-                look("an enclave with too little memory ends like this: try a larger memory_mib", config),
+                format!(
+                    "an enclave with too little memory ends like this: try a larger memory_mib; {}",
+                    look(config)
+                ),
             ),
             Ending::Failed(failure) => failure.explanation.clone(),
         })
     }
 }
 
-fn look(hint: &str, config: &Config) -> String {
+fn look(config: &Config) -> &'static str {
     if config.debug {
-        format!("{hint}; the end of its console is in this report")
+        "the end of its console is in this report"
     } else {
-        format!("{hint}; run with --debug to see its console")
+        "run with --debug to see its console"
     }
 }
 
@@ -246,6 +292,10 @@ mod tests {
         vec![Event::Launched(cid()), Event::Reached(wire::Phase::Ready)]
     }
 
+    fn unrunnable() -> Event {
+        Event::Unrunnable(Failure::new(Exit::Image, "no such program", "add it"))
+    }
+
     const TERM: Event = Event::Stop { signal: 15 };
     const EXIT_7: Event = Event::Exited(ExitStatus::Code(7));
 
@@ -258,14 +308,23 @@ mod tests {
 
     #[test]
     fn every_ending_has_its_documented_code() {
-        let failure = Failure::new(Exit::Image, "c", "f");
         for (events, code) in [
-            (vec![Event::Failed(failure)], 65),
+            (vec![Event::Failed(Failure::new(Exit::Image, "c", "f"))], 65),
             (vec![TERM], 143),
             (vec![Event::Launched(cid()), Event::Stop { signal: 2 }], 130),
             (vec![Event::Launched(cid()), Event::TimeOver], 75),
             (vec![Event::Launched(cid()), EXIT_7, Event::Idle, Event::HungUp], 7),
             ([serving(), vec![Event::HungUp, Event::TimeOver]].concat(), 76),
+            (vec![Event::Launched(cid()), unrunnable(), Event::TimeOver], 65),
+            (
+                vec![
+                    Event::Launched(cid()),
+                    unrunnable(),
+                    Event::Exited(ExitStatus::Code(127)),
+                    Event::HungUp,
+                ],
+                127,
+            ),
             ([serving(), vec![Event::HungUp, EXIT_7]].concat(), 7),
             ([serving(), vec![TERM, TERM, Event::TimeOver]].concat(), 137),
             ([serving(), vec![Event::Exited(ExitStatus::Signal(11)), Event::HungUp]].concat(), 139),
@@ -278,13 +337,20 @@ mod tests {
     #[test]
     fn every_failure_has_a_cause_and_a_fix_and_what_was_asked_for_is_none() {
         let config = Config::default();
+        let (alone, asked) =
+            (Circumstances::default(), Circumstances { asked: true, ..Circumstances::default() });
         let status = ExitStatus::Code(1);
         for ending in [Ending::Workload(status), Ending::GraceOver, Ending::BootTimeout, Ending::Died] {
-            let explanation = ending.explanation(&config, false).unwrap();
+            let explanation = ending.explanation(&config, &alone).unwrap();
             assert!(!explanation.cause.is_empty() && !explanation.fix.is_empty(), "{ending:?}");
         }
-        assert_eq!(Ending::Workload(status).explanation(&config, true), None);
-        assert_eq!(Ending::Workload(ExitStatus::Code(0)).explanation(&config, false), None);
+        assert_eq!(Ending::Workload(status).explanation(&config, &asked), None);
+        assert_eq!(Ending::Workload(ExitStatus::Code(0)).explanation(&config, &alone), None);
+
+        let mut missing = Circumstances::default();
+        missing.note(&unrunnable());
+        let explanation = Ending::Workload(ExitStatus::Code(127)).explanation(&config, &missing).unwrap();
+        assert_eq!(explanation.cause, "no such program");
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
@@ -297,6 +363,7 @@ mod tests {
             Just(Event::HungUp),
             Just(Event::Idle),
             Just(Event::TimeOver),
+            Just(unrunnable()),
             Just(Event::Failed(Failure::new(Exit::Bug, "c", "f"))),
         ]
     }
@@ -310,7 +377,7 @@ mod tests {
             Phase::Draining => 3,
             Phase::Stopping => 4,
             Phase::Hurrying => 5,
-            Phase::LastWords | Phase::Finishing(_) => 6,
+            Phase::LastWords | Phase::Unrunnable(_) | Phase::Finishing(_) => 6,
             Phase::Parting(_) => 7,
             Phase::Ended(_) => 8,
         }
