@@ -11,10 +11,12 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 # shellcheck disable=SC1091 # the system's own description of itself
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 
-# Address of the archive that carries the machine's suite $1.
+# Address of the archive that carries the machine's suite $1; known from the
+# sources alone, so it works before the machine's first `apt-get update`.
 mirror_of() {
-    apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
-        awk -v suite="$1" '$1 == suite { print $2; exit }'
+    # shellcheck disable=SC2016 # apt fills these in
+    apt-get indextargets --no-release-info --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v suite="$1" '$1 == suite && !found++ { print $2 }'
 }
 
 mkdir -p "$directory/lists/partial" "$directory/cache/archives/partial"
