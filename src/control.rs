@@ -136,7 +136,7 @@ impl Control {
                 Event::Reached(phase)
             }
             ToShim::Exited(status) => Event::Exited(status),
-            ToShim::Failed { cause } => Event::Unrunnable(Failure::new(
+            ToShim::Failed { cause } => Event::Failed(Failure::new(
                 Exit::Image,
                 format!("the workload cannot be run: {cause}"),
                 "correct what the image was built from, and build it again",

@@ -4,8 +4,7 @@
 //! Launching ─▶ Booting ──ready──▶ Serving ──stop──▶ Draining ──time──▶ Stopping ──time──▶ Ended
 //!     │           │                  │                 └──stop──▶ Hurrying ◀──stop──┘        ▲
 //!     │           ├──────────────────┴──── the workload exited ──▶ Finishing ──idle──▶ Parting
-//!     │           ├─ the enclave hung up ──▶ LastWords ───────────────────────────────▶ Ended
-//!     │           └─ the agent cannot run it ──▶ Unrunnable ──exited──▶ Parting; time ──▶ Ended
+//!     │           └─ the enclave hung up ──▶ LastWords ───────────────────────────────▶ Ended
 //!     └─ failed, stop; Booting also by time ──────────────────────────────────────────▶ Ended
 //! ```
 //! Only [`Supervisor`] holds a [`Phase`]; everyone else sends it an [`Event`].
@@ -250,11 +249,7 @@ impl Supervisor {
             Phase::Parting(_) => {
                 self.orders.send_replace(Order::Goodbye);
             }
-            Phase::Unrunnable(_)
-            | Phase::Launching
-            | Phase::Draining
-            | Phase::LastWords
-            | Phase::Ended(_) => {}
+            Phase::Launching | Phase::Draining | Phase::LastWords | Phase::Ended(_) => {}
         }
         Ok(())
     }

@@ -16,8 +16,6 @@ const AGENT_WITHIN: Duration = Duration::from_secs(3);
 const RELAYS_WITHIN: Duration = Duration::from_secs(3);
 /// For the enclave to power off once its exit status is known.
 const POWER_OFF_WITHIN: Duration = Duration::from_secs(2);
-/// For the exit status of a workload that cannot be run.
-const STATUS_WITHIN: Duration = Duration::from_secs(1);
 /// For frames that the agent sent before the enclave hung up.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
 
@@ -38,9 +36,6 @@ pub(crate) enum Phase {
     Hurrying,
     /// The enclave is gone: for what its agent said last.
     LastWords,
-    /// The workload cannot be run: for a status all the same, as a shell gives
-    /// 127 for a program that is missing.
-    Unrunnable(Failure),
     /// The workload has ended: for open connections.
     Finishing(ExitStatus),
     /// Nothing is left to carry: for the enclave to power off.
@@ -66,8 +61,6 @@ pub(crate) enum Event {
     Idle,
     /// The phase has lasted as long as it may.
     TimeOver,
-    /// The agent cannot run the workload.
-    Unrunnable(Failure),
     /// It cannot go on.
     Failed(Failure),
 }
@@ -96,8 +89,6 @@ pub(crate) struct Circumstances {
     pub(crate) asked: bool,
     /// How far the agent said that the enclave has come.
     pub(crate) heard: Option<wire::Phase>,
-    /// Why the agent said that the workload cannot be run.
-    pub(crate) unrunnable: Option<Explanation>,
 }
 
 impl Circumstances {
@@ -106,7 +97,6 @@ impl Circumstances {
         match event {
             Event::Stop { .. } => self.asked = true,
             Event::Reached(phase) => self.heard = self.heard.max(Some(*phase)),
-            Event::Unrunnable(failure) => self.unrunnable = Some(failure.explanation.clone()),
             _ => {}
         }
     }
@@ -138,10 +128,6 @@ impl Phase {
             (LastWords, On::Exited(status)) => Ended(End::Workload(status)),
             (LastWords, On::TimeOver) => Ended(End::Died),
             (LastWords, _) => LastWords,
-            (Unrunnable(_), On::Exited(status)) => Parting(status),
-            (Unrunnable(failure), On::HungUp | On::TimeOver | On::Stop { .. }) => Ended(End::Failed(failure)),
-            (unrunnable @ Unrunnable(_), _) => unrunnable,
-            (_, On::Unrunnable(failure)) => Unrunnable(failure),
 
             (Launching, On::Launched(_)) => Booting,
             (Launching | Booting, On::Stop { signal }) => Ended(End::StoppedEarly { signal }),
@@ -169,7 +155,6 @@ impl Phase {
             Phase::Stopping => Some(config.drain.grace.duration() + AGENT_WITHIN),
             Phase::Hurrying => Some(AGENT_WITHIN),
             Phase::LastWords => Some(LAST_WORDS_WITHIN),
-            Phase::Unrunnable(_) => Some(STATUS_WITHIN),
             Phase::Finishing(_) => Some(RELAYS_WITHIN),
             Phase::Parting(_) => Some(POWER_OFF_WITHIN),
         }
@@ -185,7 +170,6 @@ impl Phase {
             Phase::Stopping => "stopping",
             Phase::Hurrying => "hurrying",
             Phase::LastWords => "last words",
-            Phase::Unrunnable(_) => "unrunnable",
             Phase::Finishing(_) => "finishing",
             Phase::Parting(_) => "parting",
             Phase::Ended(_) => "ended",
@@ -228,7 +212,6 @@ impl Ending {
     /// The lines for the operator; `None` when all went as it was asked.
     pub(crate) fn explanation(&self, config: &Config, on_the_way: &Circumstances) -> Option<Explanation> {
         Some(match self {
-            Ending::Workload(_) if on_the_way.unrunnable.is_some() => return on_the_way.unrunnable.clone(),
             Ending::Workload(ExitStatus::Code(0)) | Ending::StoppedEarly { .. } => return None,
             Ending::Workload(_) if on_the_way.asked => return None,
             Ending::Workload(status) => Explanation::new(
@@ -292,10 +275,6 @@ mod tests {
         vec![Event::Launched(cid()), Event::Reached(wire::Phase::Ready)]
     }
 
-    fn unrunnable() -> Event {
-        Event::Unrunnable(Failure::new(Exit::Image, "no such program", "add it"))
-    }
-
     const TERM: Event = Event::Stop { signal: 15 };
     const EXIT_7: Event = Event::Exited(ExitStatus::Code(7));
 
@@ -315,16 +294,6 @@ mod tests {
             (vec![Event::Launched(cid()), Event::TimeOver], 75),
             (vec![Event::Launched(cid()), EXIT_7, Event::Idle, Event::HungUp], 7),
             ([serving(), vec![Event::HungUp, Event::TimeOver]].concat(), 76),
-            (vec![Event::Launched(cid()), unrunnable(), Event::TimeOver], 65),
-            (
-                vec![
-                    Event::Launched(cid()),
-                    unrunnable(),
-                    Event::Exited(ExitStatus::Code(127)),
-                    Event::HungUp,
-                ],
-                127,
-            ),
             ([serving(), vec![Event::HungUp, EXIT_7]].concat(), 7),
             ([serving(), vec![TERM, TERM, Event::TimeOver]].concat(), 137),
             ([serving(), vec![Event::Exited(ExitStatus::Signal(11)), Event::HungUp]].concat(), 139),
@@ -346,11 +315,6 @@ mod tests {
         }
         assert_eq!(Ending::Workload(status).explanation(&config, &asked), None);
         assert_eq!(Ending::Workload(ExitStatus::Code(0)).explanation(&config, &alone), None);
-
-        let mut missing = Circumstances::default();
-        missing.note(&unrunnable());
-        let explanation = Ending::Workload(ExitStatus::Code(127)).explanation(&config, &missing).unwrap();
-        assert_eq!(explanation.cause, "no such program");
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
@@ -363,7 +327,6 @@ mod tests {
             Just(Event::HungUp),
             Just(Event::Idle),
             Just(Event::TimeOver),
-            Just(unrunnable()),
             Just(Event::Failed(Failure::new(Exit::Bug, "c", "f"))),
         ]
     }
@@ -377,7 +340,7 @@ mod tests {
             Phase::Draining => 3,
             Phase::Stopping => 4,
             Phase::Hurrying => 5,
-            Phase::LastWords | Phase::Unrunnable(_) | Phase::Finishing(_) => 6,
+            Phase::LastWords | Phase::Finishing(_) => 6,
             Phase::Parting(_) => 7,
             Phase::Ended(_) => 8,
         }
