@@ -14,10 +14,9 @@ const NE_IOCTLS: std::ops::RangeInclusive<u32> = 0xAE20..=0xAE24;
 const ADDRESS_LENGTHS: [u32; 2] = [16, 128];
 
 /// The filter for a command on the parent instance.
-pub fn for_parent(large_writes: LargeWrites) -> Filter {
-    let ioctl = NE_IOCTLS.fold(notify(libc::SYS_ioctl), |rule, number| {
-        rule.when(&[Test::Masked(1, 0xffff, number)])
-    });
+pub(crate) fn for_parent(large_writes: LargeWrites) -> Filter {
+    let ioctl =
+        NE_IOCTLS.fold(notify(libc::SYS_ioctl), |rule, number| rule.when(&[Test::Masked(1, 0xffff, number)]));
     let ioctl = ioctl.when(&[Test::equals(1, GET_LOCAL_CID)]);
     let mut rules = sockets();
     rules.push(ioctl);
@@ -26,11 +25,11 @@ pub fn for_parent(large_writes: LargeWrites) -> Filter {
 }
 
 /// The filter for everything inside an enclave.
-pub fn for_enclave(large_writes: LargeWrites) -> Filter {
+pub(crate) fn for_enclave(large_writes: LargeWrites) -> Filter {
     let ioctls = [NSM_RAW, RNG_COUNT, RNG_ADD, GET_LOCAL_CID];
-    let ioctl = ioctls.into_iter().fold(notify(libc::SYS_ioctl), |rule, number| {
-        rule.when(&[Test::equals(1, number)])
-    });
+    let ioctl = ioctls
+        .into_iter()
+        .fold(notify(libc::SYS_ioctl), |rule, number| rule.when(&[Test::equals(1, number)]));
     let mut rules = sockets();
     rules.push(ioctl);
     rules.push(notify(libc::SYS_reboot));

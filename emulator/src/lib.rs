@@ -10,7 +10,7 @@
 
 pub mod client;
 pub mod engine;
-pub mod filter;
+mod filter;
 pub mod node;
 pub mod nsm;
-pub mod sys;
+mod sys;

@@ -38,7 +38,8 @@ pub(super) fn install(state: &Path, config: &Config, device_group: Option<u32>) 
 }
 
 fn dev(staging: &Path, device_group: Option<u32>) -> anyhow::Result<()> {
-    mount(Some("fakenitro"), staging, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755")).mounting("/dev")?;
+    mount(Some("fakenitro"), staging, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755"))
+        .mounting("/dev")?;
     for entry in fs::read_dir("/dev").context("cannot read /dev")? {
         let entry = entry?;
         if !matches!(entry.file_name().to_str(), Some("nitro_enclaves" | "vsock")) {
@@ -77,7 +78,11 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 
 /// Shows `from` at `to`, with everything that is mounted below it.
 fn bind(from: &Path, to: &Path) -> anyhow::Result<()> {
-    if from.is_dir() { fs::create_dir(to)? } else { fs::write(to, "")? }
+    if from.is_dir() {
+        fs::create_dir(to)?
+    } else {
+        fs::write(to, "")?
+    }
     mount(Some(from), to, NOTHING, MsFlags::MS_BIND | MsFlags::MS_REC, NOTHING).mounting("a bind mount")
 }
 
@@ -95,7 +100,8 @@ fn modules(state: &Path, staging: &Path, config: &Config) -> anyhow::Result<()> 
         return Ok(());
     }
     // A kernel without overlay: the same by hand.
-    mount(Some("fakenitro"), staging, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755")).mounting(MODULES)?;
+    mount(Some("fakenitro"), staging, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755"))
+        .mounting(MODULES)?;
     for entry in fs::read_dir(MODULES).context("cannot read /sys/module")? {
         let entry = entry?;
         if entry.file_name() != "nitro_enclaves" {

@@ -99,7 +99,9 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
 
 fn explain(error: io::Error) -> anyhow::Error {
     let fix = match error.raw_os_error() {
-        Some(libc::EBUSY) => "a filter with a listener is already installed (nested fakenitro, or a container runtime's notify agent)",
+        Some(libc::EBUSY) => {
+            "a filter with a listener is already installed (nested fakenitro, or a container runtime's notify agent)"
+        }
         Some(libc::EINVAL) => "the kernel is too old: Linux 5.14 or newer is needed",
         Some(libc::EACCES | libc::EPERM) => "CAP_SYS_ADMIN is needed (in a container: --privileged)",
         _ => "is seccomp built into this kernel?",
@@ -115,6 +117,10 @@ pub(super) trait MountContext<T> {
 
 impl<T> MountContext<T> for nix::Result<T> {
     fn mounting(self, what: &str) -> anyhow::Result<T> {
-        self.with_context(|| format!("cannot set up {what} (CAP_SYS_ADMIN and CAP_MKNOD are needed; in a container: --privileged)"))
+        self.with_context(|| {
+            format!(
+                "cannot set up {what} (CAP_SYS_ADMIN and CAP_MKNOD are needed; in a container: --privileged)"
+            )
+        })
     }
 }

@@ -47,7 +47,8 @@ impl Link {
         if let Some(link) = connect(dir)? {
             return Ok(link);
         }
-        start(dir, config).with_context(|| format!("cannot start the node, see {}", dir.join(LOG_FILE).display()))?;
+        start(dir, config)
+            .with_context(|| format!("cannot start the node, see {}", dir.join(LOG_FILE).display()))?;
         let link = connect(dir)?;
         drop(lock);
         link.with_context(|| format!("the node ended at once, see {}", dir.join(LOG_FILE).display()))
@@ -81,7 +82,9 @@ fn connect(dir: &Path) -> anyhow::Result<Option<Link>> {
     let path = dir.join(SOCKET_FILE);
     match UnixStream::connect(&path) {
         Ok(stream) => Ok(Some(Link { lines: BufReader::new(stream) })),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Ok(None)
+        }
         Err(error) => Err(error).with_context(|| format!("cannot connect to {}", path.display())),
     }
 }

@@ -21,19 +21,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Host user and group id of the enclave's root.
-pub const HOST_ID_BASE: u32 = 0x4000_0000;
+pub(crate) const HOST_ID_BASE: u32 = 0x4000_0000;
 /// Ids that the enclave has.
-pub const ID_COUNT: u32 = 65536;
+pub(crate) const ID_COUNT: u32 = 65536;
 /// The line by which the engine asks for its id map.
-pub const WANTS_MAP: &str = "map";
+pub(crate) const WANTS_MAP: &str = "map";
 
 /// Where a ramdisk lies in the image, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ramdisk {
+pub(crate) struct Ramdisk {
     /// First byte.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Past the last one.
-    pub end: u64,
+    pub(crate) end: u64,
 }
 
 impl std::str::FromStr for Ramdisk {
@@ -64,7 +64,7 @@ pub struct Args {
 }
 
 /// The command that runs an image; its standard input must be the control socket.
-pub fn command(
+pub(crate) fn command(
     dir: &Path,
     image: &File,
     ramdisks: &[Ramdisk],
@@ -90,18 +90,18 @@ pub fn main(args: Args) -> anyhow::Result<()> {
 
 /// What the engine tells the node, one item a line.
 #[derive(Debug, Default)]
-pub struct Report {
+pub(crate) struct Report {
     /// Host PID of the enclave's PID 1.
-    pub pid: Option<i32>,
+    pub(crate) pid: Option<i32>,
     /// Device and inode of /dev/nsm.
-    pub nsm_node: Option<(u64, u64)>,
+    pub(crate) nsm_node: Option<(u64, u64)>,
     /// Descriptor of the filter's listener in PID 1.
-    pub listener: Option<i32>,
+    pub(crate) listener: Option<i32>,
 }
 
 impl Report {
     /// Takes one line; an `error` line becomes the error.
-    pub fn take(&mut self, line: &str) -> Result<(), String> {
+    pub(crate) fn take(&mut self, line: &str) -> Result<(), String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let odd = || format!("odd line from the engine: {line:?}");
         match words.as_slice() {

@@ -53,7 +53,8 @@ fn begin(args: &Args, control: &UnixStream) -> anyhow::Result<Pid> {
     // By default the node outlives this; if it does not, the enclave must end.
     set_pdeathsig(Signal::SIGKILL)?;
     umask(Mode::empty());
-    devices(&args.dir, control).context("cannot make device nodes (CAP_MKNOD and CAP_SYS_ADMIN are needed)")?;
+    devices(&args.dir, control)
+        .context("cannot make device nodes (CAP_MKNOD and CAP_SYS_ADMIN are needed)")?;
     enter(control)?;
     match fork_single_threaded().context("cannot fork")? {
         ForkResult::Parent { child } => {
@@ -99,8 +100,9 @@ fn device(name: &str, mode: u32, major: u64, minor: u64) -> anyhow::Result<()> {
 
 /// Becomes the enclave's root, with every namespace its own.
 fn enter(control: &UnixStream) -> anyhow::Result<()> {
-    unshare(CloneFlags::CLONE_NEWUSER)
-        .context("cannot make a user namespace (sysctl user.max_user_namespaces, or the container's limits)")?;
+    unshare(CloneFlags::CLONE_NEWUSER).context(
+        "cannot make a user namespace (sysctl user.max_user_namespaces, or the container's limits)",
+    )?;
     writeln!(&*control, "{WANTS_MAP}")?;
     let mut answer = String::new();
     if BufReader::new(control).read_line(&mut answer)? == 0 {

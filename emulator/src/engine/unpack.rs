@@ -53,7 +53,9 @@ fn place(
             fs::set_permissions(path, mode)?;
         }
         SFlag::S_IFREG => {
-            if entry.links > 1 && let Some(first) = links.get(&entry.identity) {
+            if entry.links > 1
+                && let Some(first) = links.get(&entry.identity)
+            {
                 clear(path, false)?;
                 fs::hard_link(first, path)?;
                 // Usually the last link carries the data.

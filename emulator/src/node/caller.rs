@@ -15,7 +15,7 @@ use crate::sys::pidfd::Pidfd;
 
 /// An errno to fail with; driver errors 256 to 275 included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Errno(pub i32);
+pub(crate) struct Errno(pub i32);
 
 impl From<io::Error> for Errno {
     fn from(error: io::Error) -> Errno {
@@ -30,7 +30,7 @@ impl From<nix::errno::Errno> for Errno {
 }
 
 /// How a call ends.
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Not about us: the kernel runs it.
     Native,
     /// Returns a value.
@@ -48,36 +48,36 @@ pub enum Outcome {
 }
 
 /// The rest of a call that may block.
-pub type Job = Box<dyn FnOnce(&Caller<'_>) -> Result<Outcome, Errno> + Send>;
+pub(crate) type Job = Box<dyn FnOnce(&Caller<'_>) -> Result<Outcome, Errno> + Send>;
 
 /// A thread that waits for its system call to be answered.
-pub struct Caller<'a> {
+pub(crate) struct Caller<'a> {
     /// Where the call arrived.
-    pub desk: &'a Desk,
+    pub(crate) desk: &'a Desk,
     /// The call.
-    pub call: Call,
+    pub(crate) call: Call,
     /// The calling thread.
-    pub pidfd: Arc<Pidfd>,
+    pub(crate) pidfd: Arc<Pidfd>,
 }
 
 impl Caller<'_> {
     /// Argument `index` as the 32 bits that the kernel's prototypes take.
-    pub fn int(&self, index: usize) -> i32 {
+    pub(crate) fn int(&self, index: usize) -> i32 {
         self.call.args[index] as i32
     }
 
     /// A copy of the caller's descriptor in argument `index`.
-    pub fn descriptor(&self, index: usize) -> Result<OwnedFd, Errno> {
+    pub(crate) fn descriptor(&self, index: usize) -> Result<OwnedFd, Errno> {
         Ok(self.pidfd.take(self.int(index))?)
     }
 
     /// Whether the caller still waits.
-    pub fn waits(&self) -> bool {
+    pub(crate) fn waits(&self) -> bool {
         self.desk.listener.waits(self.call.id)
     }
 
     /// Reads the caller's memory; EFAULT unless all of it is there.
-    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Errno> {
+    pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Errno> {
         if into.is_empty() {
             return Ok(());
         }
@@ -91,14 +91,14 @@ impl Caller<'_> {
     }
 
     /// Reads an array of bytes.
-    pub fn array<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
+    pub(crate) fn array<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
         let mut bytes = [0; N];
         self.read(address, &mut bytes)?;
         Ok(bytes)
     }
 
     /// Writes the caller's memory; EFAULT unless all of it is writable.
-    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -111,7 +111,7 @@ impl Caller<'_> {
 
     /// Writes a value the way `move_addr_to_user` does: as much as the caller's
     /// length allows, then the true length.
-    pub fn write_sized(&self, address: u64, length_address: u64, bytes: &[u8]) -> Result<(), Errno> {
+    pub(crate) fn write_sized(&self, address: u64, length_address: u64, bytes: &[u8]) -> Result<(), Errno> {
         let room = i32::from_ne_bytes(self.array(length_address)?);
         let room = usize::try_from(room).map_err(|_| Errno(libc::EINVAL))?;
         self.write(address, &bytes[..room.min(bytes.len())])?;

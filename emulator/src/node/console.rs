@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What an enclave has printed.
 #[derive(Default)]
-pub struct Console {
+pub(super) struct Console {
     state: Mutex<Kept>,
     changed: Condvar,
 }
@@ -36,7 +36,7 @@ struct Kept {
 
 impl Console {
     /// Reads `input` until its last writer is gone; appends to the file at `log`.
-    pub fn collect(&self, mut input: File, log: &Path) -> io::Result<()> {
+    pub(super) fn collect(&self, mut input: File, log: &Path) -> io::Result<()> {
         let mut log = OpenOptions::new().append(true).create(true).mode(0o600).open(log)?;
         let mut chunk = [0; 4096];
         loop {
@@ -58,7 +58,7 @@ impl Console {
 
     /// Sends everything kept and then everything new, until the enclave or the
     /// reader ends, or the reader takes nothing for [`PATIENCE`].
-    pub fn serve(&self, mut reader: Socket) {
+    pub(super) fn serve(&self, mut reader: Socket) {
         let mut from = 0;
         if reader.set_write_timeout(Some(PATIENCE)).is_err() {
             return;

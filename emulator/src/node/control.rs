@@ -12,7 +12,7 @@ use super::stats::Counts;
 /// A request.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Request {
+pub(crate) enum Request {
     /// What kind of node is this? Options that are given must agree with it.
     Hello(super::ConfigWishes),
     /// Serve the filter whose listener is descriptor `listener` of process `pid`.
@@ -28,7 +28,7 @@ pub enum Request {
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub(crate) enum Answer {
     /// To [`Request::Hello`].
     Node(Config),
     /// To [`Request::Join`] and [`Request::Kill`].
@@ -43,13 +43,13 @@ pub enum Answer {
 
 /// The node at a glance.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct NodeStatus {
+pub(crate) struct NodeStatus {
     /// The node's own process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Slots in use.
-    pub slots: usize,
+    pub(crate) slots: usize,
     /// CPUs that enclaves hold.
-    pub cpus: BTreeSet<u32>,
+    pub(crate) cpus: BTreeSet<u32>,
     /// Enclaves that run.
-    pub enclaves: Vec<Status>,
+    pub(crate) enclaves: Vec<Status>,
 }

@@ -27,9 +27,9 @@ use crate::sys::pidfd::Pidfd;
 use crate::sys::process::{fork_single_threaded, inherited};
 
 /// Held exclusively by whoever starts, joins or ends the node.
-pub const LOCK_FILE: &str = "node.lock";
+pub(crate) const LOCK_FILE: &str = "node.lock";
 /// Where the node listens.
-pub const SOCKET_FILE: &str = "node.sock";
+pub(crate) const SOCKET_FILE: &str = "node.sock";
 
 /// Runs the node of `dir`. The caller holds the lock; `ready` is closed as
 /// soon as the socket accepts.
@@ -60,7 +60,8 @@ fn run(dir: &Path, config: Config, ready: File) -> anyhow::Result<()> {
 fn serve(node: &Arc<Node>, listener: &UnixListener, socket: &Path) -> anyhow::Result<()> {
     loop {
         let wanted = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = [wanted(listener.as_fd()), wanted(node.present.left.as_fd()), wanted(node.watcher.as_fd())];
+        let mut fds =
+            [wanted(listener.as_fd()), wanted(node.present.left.as_fd()), wanted(node.watcher.as_fd())];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             other => other?,
@@ -88,7 +89,12 @@ fn serve(node: &Arc<Node>, listener: &UnixListener, socket: &Path) -> anyhow::Re
 /// Under the lock nobody can be about to connect: either the connection is
 /// there already, or its owner will find no socket and start a new node.
 fn may_leave(node: &Node, listener: &UnixListener, socket: &Path) -> anyhow::Result<bool> {
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(node.dir.join(LOCK_FILE))?;
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(node.dir.join(LOCK_FILE))?;
     let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
         // Its holder connects, which brings us back here when it goes; if it
         // dies first, this brings us back.
@@ -131,7 +137,11 @@ fn talk(node: &Arc<Node>, stream: &UnixStream) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     let mut lines = BufReader::new(stream);
     let mut line = String::new();
-    while { line.clear(); lines.read_line(&mut line)? } > 0 {
+    while {
+        line.clear();
+        lines.read_line(&mut line)?
+    } > 0
+    {
         let answer = match serde_json::from_str(&line) {
             Ok(request) => handle(node, request),
             Err(error) => Answer::Refused(format!("not understood: {error}")),

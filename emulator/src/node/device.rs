@@ -17,10 +17,10 @@ use std::sync::Arc;
 
 /// The device number that stands for our devices: /dev/full's, whose driver
 /// has no ioctls and does nothing when opened.
-pub const STAND_IN: (u64, u64) = (1, 7);
+pub(crate) const STAND_IN: (u64, u64) = (1, 7);
 
 /// An ioctl with the type and number of a Nitro Enclaves one.
-pub fn ioctl(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(super) fn ioctl(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let fd = caller.descriptor(0)?;
     let command = caller.int(1) as u32;
     if is_stand_in(&fd)? {
@@ -35,7 +35,7 @@ pub fn ioctl(caller: &Caller<'_>) -> Result<Outcome, Errno> {
 }
 
 /// `IOCTL_VM_SOCKETS_GET_LOCAL_CID` on /dev/vsock.
-pub fn local_cid(caller: &Caller<'_>, cid: u32) -> Result<Outcome, Errno> {
+pub(super) fn local_cid(caller: &Caller<'_>, cid: u32) -> Result<Outcome, Errno> {
     if !is_stand_in(&caller.descriptor(0)?)? {
         return Ok(Outcome::Native);
     }

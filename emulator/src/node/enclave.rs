@@ -30,19 +30,19 @@ use crate::sys::notify::Listener;
 use crate::sys::pidfd::Pidfd;
 
 /// The console of enclave `n` is at CID 0, port `CONSOLE_PORT + n`.
-pub const CONSOLE_PORT: u32 = 10_000;
+pub(crate) const CONSOLE_PORT: u32 = 10_000;
 /// `sizeof` the EIF header and of a section header.
 const EIF_HEADER: usize = 548;
 const EIF_SECTION_HEADER: u64 = 12;
 
 /// An enclave whose first process was started.
-pub struct Enclave {
+pub(crate) struct Enclave {
     /// Its context id.
-    pub cid: u32,
+    pub(crate) cid: u32,
     /// Device and inode of its /dev/nsm.
-    pub nsm_node: (u64, u64),
+    pub(crate) nsm_node: (u64, u64),
     /// Its security module.
-    pub nsm: nsm::Device,
+    pub(crate) nsm: nsm::Device,
     slot_uid: u64,
     debug: bool,
     pid: i32,
@@ -51,22 +51,22 @@ pub struct Enclave {
 
 /// `status.json` of an enclave, and its entry in `fakenitro status`.
 #[derive(Debug, Clone, Serialize, serde::Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// Context id.
-    pub cid: u32,
+    pub(crate) cid: u32,
     /// Slot number, 16 hex digits.
-    pub slot: String,
+    pub(crate) slot: String,
     /// PID 1 of the enclave, as the host sees it.
-    pub pid: i32,
+    pub(crate) pid: i32,
     /// Started with NE_ENCLAVE_DEBUG_MODE.
-    pub debug: bool,
+    pub(crate) debug: bool,
     /// `running` or `ended`.
-    pub state: String,
+    pub(crate) state: String,
 }
 
 /// Why NE_START_ENCLAVE failed.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// The memory cannot be read any more.
     #[error("cannot read the image out of donated memory")]
     Memory(Errno),
@@ -79,9 +79,6 @@ pub enum StartError {
     /// The engine did not bring up the first process.
     #[error("process engine: {0}")]
     Engine(String),
-    /// The development authority failed.
-    #[error("security module: {0}")]
-    Module(String),
     /// A file of the state directory.
     #[error("cannot {0}: {1}")]
     State(&'static str, io::Error),
@@ -90,11 +87,11 @@ pub enum StartError {
 impl StartError {
     /// What the caller of the ioctl gets. The driver passes on what the
     /// hypervisor answers, which is documented nowhere.
-    pub fn errno(&self) -> i32 {
+    pub(crate) fn errno(&self) -> i32 {
         match self {
             StartError::Memory(Errno(errno)) => *errno,
             StartError::Image(_) | StartError::CidInUse(_) => libc::EINVAL,
-            StartError::Engine(_) | StartError::Module(_) | StartError::State(..) => libc::EIO,
+            StartError::Engine(_) | StartError::State(..) => libc::EIO,
         }
     }
 }
@@ -111,7 +108,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Starts what lies in `regions` of the slot's creator, at CID `wanted` or,
 /// if that is 0, at a free one.
-pub fn start(
+pub(crate) fn start(
     node: &Arc<Node>,
     slot: &Arc<Slot>,
     regions: &[MemoryRegion],
@@ -297,14 +294,14 @@ fn write_status(dir: &std::path::Path, enclave: &Enclave, state: &str) {
 
 impl Enclave {
     /// Ends the enclave as a crash does.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         if let Err(error) = self.init.signal(Signal::SIGKILL) {
             eprintln!("enclave {}: cannot kill PID {}: {error}", self.cid, self.pid);
         }
     }
 
     /// What is known about it.
-    pub fn status(&self, state: &str) -> Status {
+    pub(crate) fn status(&self, state: &str) -> Status {
         Status {
             cid: self.cid,
             slot: format!("{:016x}", self.slot_uid),
@@ -336,8 +333,9 @@ fn shake_hands(control: &UnixStream, engine: u32, _node: &Node) -> Result<Handsh
         if line.trim() == engine::WANTS_MAP {
             let map = format!("0 {HOST_ID_BASE} {ID_COUNT}\n");
             for file in ["uid_map", "gid_map"] {
-                fs::write(format!("/proc/{engine}/{file}"), &map)
-                    .map_err(|error| text("cannot map user ids (does the kernel have user namespaces?)", error))?;
+                fs::write(format!("/proc/{engine}/{file}"), &map).map_err(|error| {
+                    text("cannot map user ids (does the kernel have user namespaces?)", error)
+                })?;
             }
             (&*control).write_all(b"mapped\n").map_err(|error| text("control socket", error))?;
         } else {

@@ -17,7 +17,7 @@ use super::caller::Errno;
 /// One fault.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// The ioctl's name, `NE_...`.
     ioctl: String,
     /// What it fails with: 1 to 4095.
@@ -30,7 +30,7 @@ pub struct Fault {
 }
 
 /// The faults of a node.
-pub struct Faults {
+pub(crate) struct Faults {
     path: PathBuf,
     state: Mutex<State>,
 }
@@ -43,12 +43,12 @@ struct State {
 
 impl Faults {
     /// The faults of the node in `dir`.
-    pub fn of(dir: &Path) -> Faults {
+    pub(crate) fn of(dir: &Path) -> Faults {
         Faults { path: dir.join("faults.json"), state: Mutex::default() }
     }
 
     /// Fails if a fault is due for this call of `ioctl`.
-    pub fn check(&self, ioctl: &str) -> Result<(), Errno> {
+    pub(crate) fn check(&self, ioctl: &str) -> Result<(), Errno> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.refresh(&self.path);
         for fault in state.faults.iter_mut().filter(|fault| fault.ioctl == ioctl) {

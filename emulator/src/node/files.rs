@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 /// Replaces `path` with `value` as pretty JSON, mode 0600.
-pub fn replace_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn replace_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     serde_json::to_writer_pretty(&mut file, value)?;

@@ -10,25 +10,25 @@
 //! socket or running as an enclave ([`Presence`]), and no longer. Read
 //! [`supervisor`] first, then [`vsock`] and [`device`].
 
-pub mod caller;
+pub(crate) mod caller;
 mod console;
-pub mod control;
+pub(crate) mod control;
 mod daemon;
 mod device;
-pub mod enclave;
+pub(crate) mod enclave;
 mod faults;
 mod files;
 mod names;
-pub mod ne;
+pub(crate) mod ne;
 mod nsm_device;
 mod options;
-pub mod pool;
+pub(crate) mod pool;
 mod regions;
 mod slot;
-pub mod stats;
-pub mod supervisor;
+pub(crate) mod stats;
+pub(crate) mod supervisor;
 mod vsock;
-pub mod writes;
+pub(crate) mod writes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -45,8 +45,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::nsm;
 use caller::Errno;
-pub use daemon::{DaemonArgs, LOCK_FILE, SOCKET_FILE, main};
-pub use device::STAND_IN;
+pub use daemon::{DaemonArgs, main};
+pub(crate) use daemon::{LOCK_FILE, SOCKET_FILE};
+pub(crate) use device::STAND_IN;
 use enclave::{Enclave, Status};
 use names::Names;
 use pool::{CpuPool, PoolError};
@@ -61,47 +62,47 @@ const EPHEMERAL: std::ops::Range<u32> = 1024..u32::MAX;
 
 /// What a node pretends to be. Fixed when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Config {
+pub(crate) struct Config {
     /// CPU list of the pool, as in `ne_cpus`.
-    pub cpu_pool: String,
+    pub(crate) cpu_pool: String,
     /// Hardware threads per core of the pretended instance.
-    pub threads_per_core: u32,
+    pub(crate) threads_per_core: u32,
     /// Enclaves at a time.
-    pub slots: usize,
+    pub(crate) slots: usize,
     /// Memory regions per enclave.
-    pub max_regions: usize,
+    pub(crate) max_regions: usize,
     /// What happens to vsock writes above 32 KiB.
-    pub large_writes: LargeWrites,
+    pub(crate) large_writes: LargeWrites,
     /// ARN of the instance's IAM role, for PCR3.
-    pub role_arn: Option<String>,
+    pub(crate) role_arn: Option<String>,
 }
 
 /// The options that a command line gave; the rest is the node's or the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
-pub struct ConfigWishes {
+pub(crate) struct ConfigWishes {
     /// CPUs given up for enclaves, whole cores [default: 2-9]
     #[arg(long, value_name = "LIST")]
-    pub cpu_pool: Option<String>,
+    pub(crate) cpu_pool: Option<String>,
     /// Hardware threads per core of the pretended instance [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
-    pub threads_per_core: Option<u32>,
+    pub(crate) threads_per_core: Option<u32>,
     /// Enclaves that can exist at a time [default: 4]
     #[arg(long, value_name = "N")]
-    pub slots: Option<usize>,
+    pub(crate) slots: Option<usize>,
     /// Memory regions (physically contiguous pieces) that an enclave may have [default: 65536]
     #[arg(long, value_name = "N")]
-    pub max_regions: Option<usize>,
+    pub(crate) max_regions: Option<usize>,
     /// What to do with vsock writes above 32 KiB, which Nitro may corrupt [default: count]
     #[arg(long, value_name = "MODE")]
-    pub large_writes: Option<LargeWrites>,
+    pub(crate) large_writes: Option<LargeWrites>,
     /// IAM role of the pretended instance, for PCR3 [default: none]
     #[arg(long, value_name = "ARN")]
-    pub role_arn: Option<String>,
+    pub(crate) role_arn: Option<String>,
 }
 
 impl Config {
     /// The configuration of a new node.
-    pub fn new(wishes: ConfigWishes) -> Result<Config, PoolError> {
+    pub(crate) fn new(wishes: ConfigWishes) -> Result<Config, PoolError> {
         let config = Config {
             cpu_pool: wishes.cpu_pool.unwrap_or_else(|| "2-9".to_owned()),
             threads_per_core: wishes.threads_per_core.unwrap_or(2),
@@ -115,7 +116,7 @@ impl Config {
     }
 
     /// The first wish that this configuration does not fulfil, as text.
-    pub fn conflict(&self, wishes: &ConfigWishes) -> Option<String> {
+    pub(crate) fn conflict(&self, wishes: &ConfigWishes) -> Option<String> {
         fn differs<T: PartialEq + std::fmt::Debug>(name: &str, wish: &Option<T>, is: &T) -> Option<String> {
             let wish = wish.as_ref()?;
             (wish != is).then(|| format!("{name} {wish:?} was asked for, but this node runs with {is:?}"))
@@ -130,23 +131,23 @@ impl Config {
 }
 
 /// A node.
-pub struct Node {
+pub(crate) struct Node {
     /// The state directory.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// What it pretends to be.
-    pub config: Config,
+    pub(crate) config: Config,
     /// Names of its vsock addresses.
-    pub names: Names,
+    pub(crate) names: Names,
     /// Socket options that were set.
-    pub options: options::Options,
+    pub(crate) options: options::Options,
     /// Counters.
-    pub stats: stats::Stats,
+    pub(crate) stats: stats::Stats,
     /// Faults that tests ask for.
-    pub faults: faults::Faults,
+    pub(crate) faults: faults::Faults,
     /// The development authority.
-    pub authority: Arc<nsm::Authority>,
+    pub(crate) authority: Arc<nsm::Authority>,
     /// The pretended instance.
-    pub instance: nsm::InstanceId,
+    pub(crate) instance: nsm::InstanceId,
     next_port: AtomicU32,
     accepting: Mutex<()>,
     pool: Mutex<CpuPool>,
@@ -187,7 +188,7 @@ impl Node {
     }
 
     /// A port to try for a socket that wants any.
-    pub fn next_port(&self) -> u32 {
+    pub(crate) fn next_port(&self) -> u32 {
         let port = self.next_port.fetch_add(1, Ordering::Relaxed);
         if EPHEMERAL.contains(&port) {
             return port;
@@ -197,17 +198,17 @@ impl Node {
     }
 
     /// Held while looking at a listener's queue and taking from it.
-    pub fn accept_turn(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn accept_turn(&self) -> MutexGuard<'_, ()> {
         self.accepting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The CPU pool.
-    pub fn pool(&self) -> MutexGuard<'_, CpuPool> {
+    pub(crate) fn pool(&self) -> MutexGuard<'_, CpuPool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps the node alive until dropped.
-    pub fn presence(&self) -> Presence {
+    pub(crate) fn presence(&self) -> Presence {
         Presence::new(self.present.clone())
     }
 
@@ -215,7 +216,7 @@ impl Node {
     ///
     /// # Errors
     /// 272 when no CPU is left, ENOSPC when no slot is.
-    pub fn create_slot(&self, creator: i32) -> Result<(Arc<Slot>, OwnedFd), Errno> {
+    pub(crate) fn create_slot(&self, creator: i32) -> Result<(Arc<Slot>, OwnedFd), Errno> {
         if self.pool().is_empty() {
             return Err(Errno(ne::NO_CPUS_AVAIL_IN_POOL));
         }
@@ -233,7 +234,7 @@ impl Node {
     }
 
     /// The slot whose descriptor has this device and inode.
-    pub fn slot_with(&self, identity: (u64, u64)) -> Option<Arc<Slot>> {
+    pub(crate) fn slot_with(&self, identity: (u64, u64)) -> Option<Arc<Slot>> {
         self.residents().slots.values().find(|slot| slot.identity == identity).cloned()
     }
 
@@ -265,7 +266,7 @@ impl Node {
     }
 
     /// Whether an enclave has this CID.
-    pub fn has_enclave(&self, cid: u32) -> bool {
+    pub(crate) fn has_enclave(&self, cid: u32) -> bool {
         self.residents().enclaves.contains_key(&cid)
     }
 
@@ -313,7 +314,7 @@ struct Present {
 }
 
 /// Somebody is there. When the last one goes, the node's main loop wakes.
-pub struct Presence {
+pub(crate) struct Presence {
     present: Arc<Present>,
 }
 

@@ -14,34 +14,34 @@ use std::path::Path;
 use socket2::{SockAddr, SockRef};
 
 /// `VMADDR_CID_ANY` and `VMADDR_PORT_ANY` of `linux/vm_sockets.h`.
-pub const ANY: u32 = u32::MAX;
+pub(crate) const ANY: u32 = u32::MAX;
 /// The node's owner, the parent instance, as every enclave sees it.
-pub const PARENT: u32 = 3;
+pub(crate) const PARENT: u32 = 3;
 /// Who serves the debug consoles.
-pub const HYPERVISOR: u32 = 0;
+pub(crate) const HYPERVISOR: u32 = 0;
 /// `VMADDR_CID_LOCAL`.
-pub const LOCAL: u32 = 1;
+pub(crate) const LOCAL: u32 = 1;
 /// `VMADDR_CID_HOST`.
-pub const HOST: u32 = 2;
+pub(crate) const HOST: u32 = 2;
 
 /// A vsock address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address {
+pub(crate) struct Address {
     /// Context: who.
-    pub cid: u32,
+    pub(crate) cid: u32,
     /// Port: which socket.
-    pub port: u32,
+    pub(crate) port: u32,
 }
 
 impl Address {
     /// What an unbound socket reports.
-    pub const UNBOUND: Address = Address { cid: ANY, port: ANY };
+    pub(crate) const UNBOUND: Address = Address { cid: ANY, port: ANY };
 
     /// Reads a `struct sockaddr_vm`.
     ///
     /// # Errors
     /// EAFNOSUPPORT for another family, EINVAL for unknown flags (`vsock_addr_validate`).
-    pub fn parse(raw: &[u8; 16]) -> Result<Address, i32> {
+    pub(crate) fn parse(raw: &[u8; 16]) -> Result<Address, i32> {
         let word = |at: usize| u32::from_ne_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
         if u16::from_ne_bytes([raw[0], raw[1]]) != libc::AF_VSOCK as u16 {
             return Err(libc::EAFNOSUPPORT);
@@ -54,7 +54,7 @@ impl Address {
     }
 
     /// Writes a `struct sockaddr_vm`.
-    pub fn to_bytes(self) -> [u8; 16] {
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
         let mut raw = [0; 16];
         raw[..2].copy_from_slice(&(libc::AF_VSOCK as u16).to_ne_bytes());
         raw[4..8].copy_from_slice(&self.port.to_ne_bytes());
@@ -65,29 +65,24 @@ impl Address {
 
 /// The names of one node.
 #[derive(Debug, Clone)]
-pub struct Names {
+pub(crate) struct Names {
     prefix: String,
 }
 
 impl Names {
     /// Names for the node whose state is in `dir`.
-    pub fn of(dir: &Path) -> io::Result<Names> {
+    pub(crate) fn of(dir: &Path) -> io::Result<Names> {
         let meta = fs::metadata(dir)?;
         Ok(Names { prefix: format!("fakenitro/{:x}-{:x}/", meta.dev(), meta.ino()) })
     }
 
-    /// What every name of this node starts with, as /proc/net/unix shows it after `@`.
-    pub fn prefix(&self) -> &str {
-        &self.prefix
-    }
-
     /// The name that stands for an address.
-    pub fn name(&self, address: Address) -> io::Result<SockAddr> {
+    pub(crate) fn name(&self, address: Address) -> io::Result<SockAddr> {
         SockAddr::unix(format!("\0{}{}/{}", self.prefix, address.cid, address.port))
     }
 
     /// The address that a name stands for.
-    pub fn address(&self, name: &SockAddr) -> Option<Address> {
+    pub(crate) fn address(&self, name: &SockAddr) -> Option<Address> {
         let text = std::str::from_utf8(name.as_abstract_namespace()?).ok()?;
         let (cid, port) = text.strip_prefix(&self.prefix)?.split_once('/')?;
         Some(Address { cid: cid.parse().ok()?, port: port.parse().ok()? })
@@ -96,11 +91,11 @@ impl Names {
 
 /// `SO_MARK` of our sockets: a magic number and what a name cannot hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
+pub(crate) struct Mark {
     /// Bound to `ANY` rather than to the owner's CID.
-    pub bound_to_any: bool,
+    pub(crate) bound_to_any: bool,
     /// Connected by dialling CID 2 or 1, which is then the peer's address.
-    pub dialled: Option<u32>,
+    pub(crate) dialled: Option<u32>,
 }
 
 const MAGIC: u32 = 0xFA4E_0000;
@@ -109,17 +104,17 @@ const DIALLED_SHIFT: u32 = 4;
 
 impl Mark {
     /// A socket that nothing was done to.
-    pub const FRESH: Mark = Mark { bound_to_any: false, dialled: None };
+    pub(crate) const FRESH: Mark = Mark { bound_to_any: false, dialled: None };
 
     /// Puts the mark on a socket. Needs CAP_NET_ADMIN.
-    pub fn put_on(self, socket: &impl AsFd) -> io::Result<()> {
+    pub(crate) fn put_on(self, socket: &impl AsFd) -> io::Result<()> {
         let dialled = self.dialled.unwrap_or(0) << DIALLED_SHIFT;
         let any = if self.bound_to_any { BOUND_TO_ANY } else { 0 };
         SockRef::from(socket).set_mark(MAGIC | any | dialled)
     }
 
     /// The mark of a descriptor, if it is one of our sockets.
-    pub fn of(fd: &impl AsFd) -> Option<Mark> {
+    pub(crate) fn of(fd: &impl AsFd) -> Option<Mark> {
         let mark = SockRef::from(fd).mark().ok()?;
         if mark & 0xffff_0000 != MAGIC {
             return None;

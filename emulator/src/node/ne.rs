@@ -4,72 +4,72 @@
 //! the production crate's copy: each tests the other.
 
 /// `NE_CREATE_VM`: _IOR(0xAE, 0x20, u64).
-pub const CREATE_VM: u32 = 0x8008_AE20;
+pub(crate) const CREATE_VM: u32 = 0x8008_AE20;
 /// `NE_ADD_VCPU`: _IOWR(0xAE, 0x21, u32).
-pub const ADD_VCPU: u32 = 0xC004_AE21;
+pub(crate) const ADD_VCPU: u32 = 0xC004_AE21;
 /// `NE_GET_IMAGE_LOAD_INFO`: _IOWR(0xAE, 0x22, 16 bytes).
-pub const GET_IMAGE_LOAD_INFO: u32 = 0xC010_AE22;
+pub(crate) const GET_IMAGE_LOAD_INFO: u32 = 0xC010_AE22;
 /// `NE_SET_USER_MEMORY_REGION`: _IOW(0xAE, 0x23, 24 bytes).
-pub const SET_USER_MEMORY_REGION: u32 = 0x4018_AE23;
+pub(crate) const SET_USER_MEMORY_REGION: u32 = 0x4018_AE23;
 /// `NE_START_ENCLAVE`: _IOWR(0xAE, 0x24, 16 bytes).
-pub const START_ENCLAVE: u32 = 0xC010_AE24;
+pub(crate) const START_ENCLAVE: u32 = 0xC010_AE24;
 
 /// Where the image begins in donated memory, in bytes: `NE_EIF_LOAD_OFFSET`.
-pub const IMAGE_OFFSET: u64 = 8 << 20;
+pub(crate) const IMAGE_OFFSET: u64 = 8 << 20;
 /// `NE_MIN_MEM_REGION_SIZE`.
-pub const MIN_REGION: u64 = 2 << 20;
+pub(crate) const MIN_REGION: u64 = 2 << 20;
 /// `NE_MIN_ENCLAVE_MEM_SIZE`.
-pub const MIN_MEMORY: u64 = 64 << 20;
+pub(crate) const MIN_MEMORY: u64 = 64 << 20;
 
 /// First value that is no flag, by ioctl: `NE_IMAGE_LOAD_MAX_FLAG_VAL`,
 /// `NE_MEMORY_REGION_MAX_FLAG_VAL`, `NE_ENCLAVE_START_MAX_FLAG_VAL`.
-pub const IMAGE_LOAD_FLAGS_END: u64 = 2;
+pub(crate) const IMAGE_LOAD_FLAGS_END: u64 = 2;
 /// See [`IMAGE_LOAD_FLAGS_END`].
-pub const REGION_FLAGS_END: u64 = 1;
+pub(crate) const REGION_FLAGS_END: u64 = 1;
 /// See [`IMAGE_LOAD_FLAGS_END`].
-pub const START_FLAGS_END: u64 = 2;
+pub(crate) const START_FLAGS_END: u64 = 2;
 /// `NE_ENCLAVE_DEBUG_MODE`.
-pub const DEBUG_MODE: u64 = 1;
+pub(crate) const DEBUG_MODE: u64 = 1;
 
 /// `NE_ERR_VCPU_ALREADY_USED`.
-pub const VCPU_ALREADY_USED: i32 = 256;
+pub(crate) const VCPU_ALREADY_USED: i32 = 256;
 /// `NE_ERR_VCPU_NOT_IN_CPU_POOL`.
-pub const VCPU_NOT_IN_CPU_POOL: i32 = 257;
+pub(crate) const VCPU_NOT_IN_CPU_POOL: i32 = 257;
 /// `NE_ERR_INVALID_MEM_REGION_SIZE`.
-pub const INVALID_MEM_REGION_SIZE: i32 = 259;
+pub(crate) const INVALID_MEM_REGION_SIZE: i32 = 259;
 /// `NE_ERR_INVALID_MEM_REGION_ADDR`.
-pub const INVALID_MEM_REGION_ADDR: i32 = 260;
+pub(crate) const INVALID_MEM_REGION_ADDR: i32 = 260;
 /// `NE_ERR_UNALIGNED_MEM_REGION_ADDR`.
-pub const UNALIGNED_MEM_REGION_ADDR: i32 = 261;
+pub(crate) const UNALIGNED_MEM_REGION_ADDR: i32 = 261;
 /// `NE_ERR_MEM_REGION_ALREADY_USED`.
-pub const MEM_REGION_ALREADY_USED: i32 = 262;
+pub(crate) const MEM_REGION_ALREADY_USED: i32 = 262;
 /// `NE_ERR_MEM_NOT_HUGE_PAGE`.
-pub const MEM_NOT_HUGE_PAGE: i32 = 263;
+pub(crate) const MEM_NOT_HUGE_PAGE: i32 = 263;
 /// `NE_ERR_MEM_MAX_REGIONS`.
-pub const MEM_MAX_REGIONS: i32 = 265;
+pub(crate) const MEM_MAX_REGIONS: i32 = 265;
 /// `NE_ERR_NO_MEM_REGIONS_ADDED`.
-pub const NO_MEM_REGIONS_ADDED: i32 = 266;
+pub(crate) const NO_MEM_REGIONS_ADDED: i32 = 266;
 /// `NE_ERR_NO_VCPUS_ADDED`.
-pub const NO_VCPUS_ADDED: i32 = 267;
+pub(crate) const NO_VCPUS_ADDED: i32 = 267;
 /// `NE_ERR_ENCLAVE_MEM_MIN_SIZE`.
-pub const ENCLAVE_MEM_MIN_SIZE: i32 = 268;
+pub(crate) const ENCLAVE_MEM_MIN_SIZE: i32 = 268;
 /// `NE_ERR_FULL_CORES_NOT_USED`.
-pub const FULL_CORES_NOT_USED: i32 = 269;
+pub(crate) const FULL_CORES_NOT_USED: i32 = 269;
 /// `NE_ERR_NOT_IN_INIT_STATE`.
-pub const NOT_IN_INIT_STATE: i32 = 270;
+pub(crate) const NOT_IN_INIT_STATE: i32 = 270;
 /// `NE_ERR_INVALID_VCPU`.
-pub const INVALID_VCPU: i32 = 271;
+pub(crate) const INVALID_VCPU: i32 = 271;
 /// `NE_ERR_NO_CPUS_AVAIL_IN_POOL`.
-pub const NO_CPUS_AVAIL_IN_POOL: i32 = 272;
+pub(crate) const NO_CPUS_AVAIL_IN_POOL: i32 = 272;
 /// `NE_ERR_INVALID_PAGE_SIZE`.
-pub const INVALID_PAGE_SIZE: i32 = 273;
+pub(crate) const INVALID_PAGE_SIZE: i32 = 273;
 /// `NE_ERR_INVALID_FLAG_VALUE`.
-pub const INVALID_FLAG_VALUE: i32 = 274;
+pub(crate) const INVALID_FLAG_VALUE: i32 = 274;
 /// `NE_ERR_INVALID_ENCLAVE_CID`.
-pub const INVALID_ENCLAVE_CID: i32 = 275;
+pub(crate) const INVALID_ENCLAVE_CID: i32 = 275;
 
 /// The name of an ioctl, as faults.json writes it.
-pub fn name(command: u32) -> Option<&'static str> {
+pub(crate) fn name(command: u32) -> Option<&'static str> {
     Some(match command {
         CREATE_VM => "NE_CREATE_VM",
         ADD_VCPU => "NE_ADD_VCPU",
@@ -82,25 +82,25 @@ pub fn name(command: u32) -> Option<&'static str> {
 
 /// `struct ne_user_memory_region`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryRegion {
+pub(crate) struct MemoryRegion {
     /// Must be 0.
-    pub flags: u64,
+    pub(crate) flags: u64,
     /// Bytes.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Where it is in the donor's memory.
-    pub address: u64,
+    pub(crate) address: u64,
 }
 
 impl MemoryRegion {
     /// Reads the structure.
-    pub fn parse(raw: &[u8; 24]) -> MemoryRegion {
+    pub(crate) fn parse(raw: &[u8; 24]) -> MemoryRegion {
         let [flags, size, address] = words(raw);
         MemoryRegion { flags, size, address }
     }
 }
 
 /// Two u64: `struct ne_image_load_info` and `struct ne_enclave_start_info`.
-pub fn pair(raw: &[u8; 16]) -> (u64, u64) {
+pub(crate) fn pair(raw: &[u8; 16]) -> (u64, u64) {
     let [first, second] = words(raw);
     (first, second)
 }

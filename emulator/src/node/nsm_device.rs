@@ -12,7 +12,7 @@ use super::enclave::Enclave;
 use crate::nsm::{REQUEST_MAX, RESPONSE_MAX};
 
 /// `NSM_IOCTL_RAW`: `struct { struct iovec request, response; }`.
-pub fn request(caller: &Caller<'_>, enclave: &Arc<Enclave>) -> Result<Outcome, Errno> {
+pub(super) fn request(caller: &Caller<'_>, enclave: &Arc<Enclave>) -> Result<Outcome, Errno> {
     let stat = fstat(caller.descriptor(0)?)?;
     if (stat.st_dev, stat.st_ino) != enclave.nsm_node {
         return Ok(Outcome::Native);
@@ -45,7 +45,7 @@ fn exchange(caller: &Caller<'_>, enclave: &Enclave) -> Result<Outcome, Errno> {
 
 /// reboot(magic, magic2, command, argument): the kernel ends a PID namespace
 /// by itself, but knows no Ctrl-Alt-Del setting there.
-pub fn reboot(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(super) fn reboot(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     match caller.call.args[2] as u32 as i32 {
         libc::RB_ENABLE_CAD | libc::RB_DISABLE_CAD => Ok(Outcome::Value(0)),
         _ => Ok(Outcome::Native),

@@ -23,7 +23,7 @@ const REMEMBERED: usize = 4096;
 
 /// The options that were set, by socket cookie.
 #[derive(Default)]
-pub struct Options {
+pub(crate) struct Options {
     set: Mutex<HashMap<u64, BTreeMap<i32, u64>>>,
 }
 
@@ -48,7 +48,7 @@ impl Options {
 }
 
 /// getsockopt(fd, level, option, value, length) for level AF_VSOCK or SO_DOMAIN
-pub fn get(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(crate) fn get(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let Some((fd, _)) = our_socket(caller)? else { return Ok(Outcome::Native) };
     let [value, length] = [caller.call.args[3], caller.call.args[4]];
     let (level, option) = (caller.int(1), caller.int(2));
@@ -75,7 +75,7 @@ pub fn get(caller: &Caller<'_>) -> Result<Outcome, Errno> {
 }
 
 /// setsockopt(fd, AF_VSOCK, option, value, length)
-pub fn set(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(crate) fn set(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let Some((fd, _)) = our_socket(caller)? else { return Ok(Outcome::Native) };
     let (option, address, room) = (caller.int(2), caller.call.args[3], caller.call.args[4] as u32 as usize);
     let known = &caller.desk.node.options;

@@ -9,23 +9,23 @@ use super::ne;
 
 /// The pool's free threads, by core.
 #[derive(Debug)]
-pub struct CpuPool {
+pub(crate) struct CpuPool {
     free: Vec<BTreeSet<u32>>,
     threads_per_core: u32,
 }
 
 /// What an enclave took from the pool.
 #[derive(Debug, Default)]
-pub struct Taken {
+pub(crate) struct Taken {
     /// Cores by number, with all their threads.
-    pub cores: BTreeSet<usize>,
+    pub(crate) cores: BTreeSet<usize>,
     /// CPUs that were added to the enclave.
-    pub cpus: BTreeSet<u32>,
+    pub(crate) cpus: BTreeSet<u32>,
 }
 
 /// Why a pool was not understood.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum PoolError {
+pub(crate) enum PoolError {
     /// Not a list of CPU numbers and ranges below 4096.
     #[error("{0:?} is not a CPU list such as 2-9 or 1,3,5-7")]
     NotAList(String),
@@ -36,7 +36,7 @@ pub enum PoolError {
 
 impl CpuPool {
     /// A pool of the CPUs in `list`, such as `2-9`; an empty list is an empty pool.
-    pub fn parse(list: &str, threads_per_core: u32) -> Result<CpuPool, PoolError> {
+    pub(crate) fn parse(list: &str, threads_per_core: u32) -> Result<CpuPool, PoolError> {
         let cpus = parse_list(list).ok_or_else(|| PoolError::NotAList(list.to_owned()))?;
         let cores = cpus.last().map_or(0, |last| last / threads_per_core + 1);
         let mut free = Vec::new();
@@ -53,7 +53,7 @@ impl CpuPool {
     }
 
     /// Whether no core is left.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.free.iter().all(BTreeSet::is_empty)
     }
 
@@ -61,7 +61,7 @@ impl CpuPool {
     ///
     /// # Errors
     /// The driver's codes 256, 257, 271 and 272.
-    pub fn add(&mut self, taken: &mut Taken, wanted: u32) -> Result<u32, i32> {
+    pub(crate) fn add(&mut self, taken: &mut Taken, wanted: u32) -> Result<u32, i32> {
         if wanted >= self.free.len() as u32 * self.threads_per_core {
             return Err(ne::INVALID_VCPU);
         }
@@ -71,7 +71,7 @@ impl CpuPool {
     }
 
     /// Takes back everything.
-    pub fn give_back(&mut self, taken: &mut Taken) {
+    pub(crate) fn give_back(&mut self, taken: &mut Taken) {
         for core in std::mem::take(&mut taken.cores) {
             self.free[core] = self.threads(core);
         }
@@ -79,13 +79,14 @@ impl CpuPool {
     }
 
     /// Whether all threads of all taken cores were added.
-    pub fn uses_full_cores(&self, taken: &Taken) -> bool {
+    pub(crate) fn uses_full_cores(&self, taken: &Taken) -> bool {
         taken.cores.iter().all(|core| self.threads(*core).is_subset(&taken.cpus))
     }
 
     /// Siblings of an added CPU first, then a fresh core.
     fn choose(&mut self, taken: &mut Taken) -> Result<u32, i32> {
-        let sibling = taken.cores.iter().flat_map(|core| self.threads(*core)).find(|c| !taken.cpus.contains(c));
+        let sibling =
+            taken.cores.iter().flat_map(|core| self.threads(*core)).find(|c| !taken.cpus.contains(c));
         if let Some(cpu) = sibling {
             return Ok(cpu);
         }

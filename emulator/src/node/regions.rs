@@ -17,7 +17,7 @@ use super::ne::{self, MemoryRegion};
 const USER_END: u64 = 1 << 47;
 
 /// The checks that need no page: `ne_sanity_check_user_mem_region`.
-pub fn check_shape(region: MemoryRegion, donated: &[MemoryRegion]) -> Result<(), Errno> {
+pub(super) fn check_shape(region: MemoryRegion, donated: &[MemoryRegion]) -> Result<(), Errno> {
     if !region.size.is_multiple_of(ne::MIN_REGION) {
         return Err(Errno(ne::INVALID_MEM_REGION_SIZE));
     }
@@ -36,7 +36,7 @@ pub fn check_shape(region: MemoryRegion, donated: &[MemoryRegion]) -> Result<(),
 
 /// Checks every page of `region` in process `pid` and returns how many
 /// physically contiguous pieces they make, which is what the limit counts.
-pub fn check_pages(pid: i32, region: MemoryRegion) -> Result<usize, Errno> {
+pub(super) fn check_pages(pid: i32, region: MemoryRegion) -> Result<usize, Errno> {
     let areas = areas(pid)?;
     let pagemap = fs::File::open(format!("/proc/{pid}/pagemap"));
     let (mut pieces, mut expected) = (0, None);
@@ -64,7 +64,7 @@ pub fn check_pages(pid: i32, region: MemoryRegion) -> Result<usize, Errno> {
 
 /// Copies `into.len()` bytes from `offset` of the enclave's memory, which is
 /// the donated regions in the order in which they were given.
-pub fn read_at(pid: i32, regions: &[MemoryRegion], offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+pub(super) fn read_at(pid: i32, regions: &[MemoryRegion], offset: u64, into: &mut [u8]) -> Result<(), Errno> {
     let (mut skip, mut filled) = (offset, 0);
     for region in regions {
         if skip >= region.size {

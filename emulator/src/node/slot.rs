@@ -25,19 +25,19 @@ use super::ne::MemoryRegion;
 use super::pool::Taken;
 
 /// A slot.
-pub struct Slot {
+pub(crate) struct Slot {
     /// The slot's number, never 0.
-    pub uid: u64,
+    pub(crate) uid: u64,
     /// Device and inode of the descriptor that stands for the slot.
-    pub identity: (u64, u64),
+    pub(crate) identity: (u64, u64),
     /// The process that created it; only its memory can be donated.
-    pub creator: i32,
+    pub(crate) creator: i32,
     content: Mutex<Content>,
 }
 
 /// Where a slot is in its life.
 #[derive(Clone)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Being put together.
     Init,
     /// An enclave runs, or is being started.
@@ -47,21 +47,21 @@ pub enum Phase {
 }
 
 /// What was put into a slot.
-pub struct Content {
+pub(crate) struct Content {
     /// See [`Phase`].
-    pub phase: Phase,
+    pub(crate) phase: Phase,
     /// Donated memory in the order in which it was given.
-    pub regions: Vec<MemoryRegion>,
+    pub(crate) regions: Vec<MemoryRegion>,
     /// Physically contiguous pieces of it, which is what the limit counts.
-    pub pieces: usize,
+    pub(crate) pieces: usize,
     /// CPUs.
-    pub taken: Taken,
+    pub(crate) taken: Taken,
     hang_up: Option<File>,
 }
 
 impl Slot {
     /// Makes a slot and the descriptor for its creator. `dir` is the node's.
-    pub fn create(
+    pub(crate) fn create(
         uid: u64,
         creator: i32,
         dir: &Path,
@@ -97,12 +97,12 @@ impl Slot {
     }
 
     /// The slot's content; calls on one slot wait for each other here.
-    pub fn content(&self) -> MutexGuard<'_, Content> {
+    pub(crate) fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The enclave is over: hangs the descriptor up.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         let mut content = self.content();
         content.phase = Phase::Ended;
         content.hang_up = None;

@@ -26,18 +26,18 @@ use crate::sys::notify::{Call, Listener, Reply};
 use crate::sys::pidfd::Pidfd;
 
 /// `IOCTL_VM_SOCKETS_GET_LOCAL_CID` of `linux/vm_sockets.h`.
-pub const GET_LOCAL_CID: u32 = 0x07b9;
+pub(crate) const GET_LOCAL_CID: u32 = 0x07b9;
 /// `NSM_IOCTL_RAW` of `linux/nsm.h`: _IOWR(0x0A, 0, 32 bytes).
-pub const NSM_RAW: u32 = 0xC020_0A00;
+pub(crate) const NSM_RAW: u32 = 0xC020_0A00;
 /// `RNDADDTOENTCNT` and `RNDADDENTROPY` of `linux/random.h`.
-pub const RNG_COUNT: u32 = 0x4004_5201;
+pub(crate) const RNG_COUNT: u32 = 0x4004_5201;
 /// See [`RNG_COUNT`].
-pub const RNG_ADD: u32 = 0x4008_5203;
+pub(crate) const RNG_ADD: u32 = 0x4008_5203;
 /// Threads whose pidfds are kept open by a desk.
 const KNOWN_THREADS: usize = 256;
 
 /// Who is under a filter.
-pub enum Member {
+pub(crate) enum Member {
     /// Programs on the parent instance.
     Parent,
     /// The programs of one enclave.
@@ -46,7 +46,7 @@ pub enum Member {
 
 impl Member {
     /// The CID that this member's sockets have.
-    pub fn cid(&self) -> u32 {
+    pub(crate) fn cid(&self) -> u32 {
         match self {
             Member::Parent => names::PARENT,
             Member::Enclave(enclave) => enclave.cid,
@@ -55,13 +55,13 @@ impl Member {
 }
 
 /// Where the calls of one filter arrive.
-pub struct Desk {
+pub(crate) struct Desk {
     /// The node that answers.
-    pub node: Arc<Node>,
+    pub(crate) node: Arc<Node>,
     /// The filter's listener.
-    pub listener: Listener,
+    pub(crate) listener: Listener,
     /// Who calls.
-    pub member: Member,
+    pub(crate) member: Member,
     lost: Mutex<Lost>,
 }
 
@@ -74,12 +74,12 @@ struct Lost {
 
 impl Desk {
     /// A desk for `member`.
-    pub fn new(node: Arc<Node>, listener: Listener, member: Member) -> Desk {
+    pub(crate) fn new(node: Arc<Node>, listener: Listener, member: Member) -> Desk {
         Desk { node, listener, member, lost: Mutex::default() }
     }
 
     /// Answers calls until nobody is left under the filter.
-    pub fn serve(&self) -> io::Result<()> {
+    pub(crate) fn serve(&self) -> io::Result<()> {
         let mut threads: HashMap<i32, Arc<Pidfd>> = HashMap::new();
         thread::scope(|workers| {
             loop {
@@ -100,12 +100,12 @@ impl Desk {
     }
 
     /// Takes a connection that an interrupted accept left behind.
-    pub fn take_unclaimed(&self, listener: u64) -> Option<Socket> {
+    pub(crate) fn take_unclaimed(&self, listener: u64) -> Option<Socket> {
         self.lost().accepted.get_mut(&listener)?.pop_front()
     }
 
     /// Whether a connect succeeded without its caller learning of it.
-    pub fn take_undelivered(&self, cookie: u64) -> bool {
+    pub(crate) fn take_undelivered(&self, cookie: u64) -> bool {
         self.lost().connected.remove(&cookie)
     }
 
@@ -140,10 +140,11 @@ impl Desk {
     ) {
         match (result, caller) {
             (Ok(Outcome::Later(job)), Some(caller)) => {
-                let spawned = thread::Builder::new().name("blocked call".into()).spawn_scoped(workers, move || {
-                    let result = job(&caller);
-                    self.answer(call, result);
-                });
+                let spawned =
+                    thread::Builder::new().name("blocked call".into()).spawn_scoped(workers, move || {
+                        let result = job(&caller);
+                        self.answer(call, result);
+                    });
                 if spawned.is_err() {
                     self.answer(call, Err(Errno(libc::EAGAIN)));
                 }

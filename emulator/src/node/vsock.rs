@@ -28,7 +28,7 @@ const BACKLOG_GRACE: Duration = Duration::from_secs(1);
 const CALLER_CHECK_MS: u16 = 100;
 
 /// socket(AF_VSOCK, type, protocol)
-pub fn socket(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(super) fn socket(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let flags = caller.int(1) & (libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
     match caller.int(1) & !flags {
         libc::SOCK_STREAM => {}
@@ -47,7 +47,7 @@ pub fn socket(caller: &Caller<'_>) -> Result<Outcome, Errno> {
 }
 
 /// bind(fd, address, length)
-pub fn bind(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(super) fn bind(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let raw: [u8; 16] = caller.array(caller.call.args[1])?;
     if !is_vsock(&raw) || !caller.waits() {
         return Ok(Outcome::Native);
@@ -78,7 +78,7 @@ pub fn bind(caller: &Caller<'_>) -> Result<Outcome, Errno> {
 }
 
 /// connect(fd, address, length)
-pub fn connect(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(super) fn connect(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let raw: [u8; 16] = caller.array(caller.call.args[1])?;
     if !is_vsock(&raw) || !caller.waits() {
         return Ok(Outcome::Native);
@@ -137,7 +137,9 @@ fn connected(
             mark.put_on(fd)?;
             Ok(Outcome::Connected { cookie })
         }
-        Err(Errno(libc::EISCONN)) if caller.desk.take_undelivered(cookie) => Ok(Outcome::Connected { cookie }),
+        Err(Errno(libc::EISCONN)) if caller.desk.take_undelivered(cookie) => {
+            Ok(Outcome::Connected { cookie })
+        }
         // No such name, nobody listening, or no room: the peer answers RST.
         Err(Errno(libc::ECONNREFUSED | libc::EAGAIN)) => Err(Errno(libc::ECONNRESET)),
         Err(errno) => Err(errno),
@@ -160,7 +162,7 @@ fn owner_of(caller: &Caller<'_>, cid: u32) -> Result<u32, Errno> {
 }
 
 /// accept(fd, address, length) and accept4(fd, address, length, flags)
-pub fn accept(caller: &Caller<'_>, flags: i32) -> Result<Outcome, Errno> {
+pub(super) fn accept(caller: &Caller<'_>, flags: i32) -> Result<Outcome, Errno> {
     let Some((fd, _)) = our_socket(caller)? else { return Ok(Outcome::Native) };
     let socket = SockRef::from(&fd);
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 || !socket.is_listener()? {
@@ -217,7 +219,7 @@ fn accepted_with_address(
 }
 
 /// getsockname(fd, address, length)
-pub fn own_address(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(super) fn own_address(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let Some((fd, mark)) = our_socket(caller)? else { return Ok(Outcome::Native) };
     let local = caller.desk.node.names.address(&SockRef::from(&fd).local_addr()?);
     let address = match local {
@@ -230,7 +232,7 @@ pub fn own_address(caller: &Caller<'_>) -> Result<Outcome, Errno> {
 }
 
 /// getpeername(fd, address, length)
-pub fn peer_address(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(super) fn peer_address(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let Some((fd, mark)) = our_socket(caller)? else { return Ok(Outcome::Native) };
     let peer = SockRef::from(&fd).peer_addr()?;
     let peer = caller.desk.node.names.address(&peer).ok_or(Errno(libc::ENOTCONN))?;
@@ -240,7 +242,7 @@ pub fn peer_address(caller: &Caller<'_>) -> Result<Outcome, Errno> {
 }
 
 /// The caller's descriptor in argument 0, if it is a vsock socket of this node.
-pub fn our_socket(caller: &Caller<'_>) -> Result<Option<(OwnedFd, Mark)>, Errno> {
+pub(super) fn our_socket(caller: &Caller<'_>) -> Result<Option<(OwnedFd, Mark)>, Errno> {
     let fd = caller.descriptor(0)?;
     let mark = mark_of(&fd);
     Ok(mark.map(|mark| (fd, mark)))
@@ -248,7 +250,7 @@ pub fn our_socket(caller: &Caller<'_>) -> Result<Option<(OwnedFd, Mark)>, Errno>
 
 /// The mark of a descriptor if it is ours: every socket gets one when it is
 /// created or accepted.
-pub fn mark_of(fd: &impl AsFd) -> Option<Mark> {
+pub(super) fn mark_of(fd: &impl AsFd) -> Option<Mark> {
     Mark::of(fd)
 }
 

@@ -16,7 +16,7 @@ use super::caller::{Caller, Errno, Outcome};
 use super::vsock::mark_of;
 
 /// The largest write that Nitro is known to carry unharmed, in bytes.
-pub const SAFE_WRITE: u32 = 32 * 1024;
+pub(crate) const SAFE_WRITE: u32 = 32 * 1024;
 /// The kernel's own bounds: `UIO_MAXIOV`, and what one write may carry.
 const MAX_VECTORS: u64 = 1024;
 const MAX_MESSAGES: u64 = 1024;
@@ -26,7 +26,7 @@ const MAX_DAMAGED: usize = 1 << 20;
 /// What happens to a vsock write of more than [`SAFE_WRITE`] bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum LargeWrites {
+pub(crate) enum LargeWrites {
     /// It is counted in stats.json.
     #[default]
     Count,
@@ -47,7 +47,7 @@ enum Payload {
 }
 
 /// write, writev, sendto, sendmsg, sendmmsg, splice, sendfile
-pub fn write(caller: &Caller<'_>) -> Result<Outcome, Errno> {
+pub(crate) fn write(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     let target = if caller.call.number == libc::SYS_splice { 2 } else { 0 };
     let fd = caller.descriptor(target)?;
     if mark_of(&fd).is_none() {
@@ -139,19 +139,21 @@ fn send_damaged(caller: &Caller<'_>, fd: OwnedFd, bytes: Vec<u8>) -> Result<Outc
         Ok(count) => Ok(Outcome::Value(count as i64)),
         // The kernel's own call also raises SIGPIPE.
         Err(nix::errno::Errno::EPIPE) => Ok(Outcome::Native),
-        Err(nix::errno::Errno::EAGAIN) if blocks(caller, &fd)? => Ok(Outcome::Later(Box::new(move |caller| {
-            while caller.waits() {
-                let mut wanted = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
-                poll(&mut wanted, PollTimeout::from(100u16))?;
-                match send(fd.as_raw_fd(), &bytes, flags) {
-                    Ok(count) => return Ok(Outcome::Value(count as i64)),
-                    Err(nix::errno::Errno::EPIPE) => return Ok(Outcome::Native),
-                    Err(nix::errno::Errno::EAGAIN) => continue,
-                    Err(error) => return Err(error.into()),
+        Err(nix::errno::Errno::EAGAIN) if blocks(caller, &fd)? => {
+            Ok(Outcome::Later(Box::new(move |caller| {
+                while caller.waits() {
+                    let mut wanted = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+                    poll(&mut wanted, PollTimeout::from(100u16))?;
+                    match send(fd.as_raw_fd(), &bytes, flags) {
+                        Ok(count) => return Ok(Outcome::Value(count as i64)),
+                        Err(nix::errno::Errno::EPIPE) => return Ok(Outcome::Native),
+                        Err(nix::errno::Errno::EAGAIN) => continue,
+                        Err(error) => return Err(error.into()),
+                    }
                 }
-            }
-            Err(Errno(libc::EINTR))
-        }))),
+                Err(Errno(libc::EINTR))
+            })))
+        }
         Err(error) => Err(error.into()),
     }
 }

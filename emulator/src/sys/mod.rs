@@ -4,7 +4,7 @@
 //! the filter, [`notify`] answers what it catches, [`pidfd`] borrows another
 //! process's descriptors.
 
-pub mod notify;
-pub mod pidfd;
-pub mod process;
-pub mod seccomp;
+pub(crate) mod notify;
+pub(crate) mod pidfd;
+pub(crate) mod process;
+pub(crate) mod seccomp;

@@ -50,20 +50,20 @@ const SYNC_WAKE_UP: u64 = 1;
 
 /// A system call that waits for an answer.
 #[derive(Debug, Clone, Copy)]
-pub struct Call {
+pub(crate) struct Call {
     /// Names this call to the kernel.
-    pub id: u64,
+    pub(crate) id: u64,
     /// The calling thread, as this process sees it.
-    pub thread: i32,
+    pub(crate) thread: i32,
     /// System call number.
-    pub number: libc::c_long,
+    pub(crate) number: libc::c_long,
     /// Its arguments.
-    pub args: [u64; 6],
+    pub(crate) args: [u64; 6],
 }
 
 /// An answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// The kernel runs the call itself.
     Native,
     /// The call returns this value.
@@ -73,13 +73,13 @@ pub enum Reply {
 }
 
 /// A seccomp listener.
-pub struct Listener {
+pub(crate) struct Listener {
     fd: OwnedFd,
 }
 
 impl Listener {
     /// Wraps the descriptor that installing a filter returned.
-    pub fn new(fd: OwnedFd) -> Listener {
+    pub(crate) fn new(fd: OwnedFd) -> Listener {
         // SAFETY: SET_FLAGS takes its argument by value. A kernel before 6.6
         // refuses it, which only costs speed.
         let _ = unsafe { libc::ioctl(fd.as_raw_fd(), SET_FLAGS, SYNC_WAKE_UP) };
@@ -88,7 +88,7 @@ impl Listener {
 
     /// Takes the next call; blocks unless poll reported one.
     /// `None` when the caller was gone before it could be taken.
-    pub fn receive(&self) -> io::Result<Option<Call>> {
+    pub(crate) fn receive(&self) -> io::Result<Option<Call>> {
         let mut notif = Notif::default();
         // SAFETY: RECV fills one zeroed `seccomp_notif`; size asserted above.
         if unsafe { libc::ioctl(self.fd.as_raw_fd(), RECV, &mut notif) } < 0 {
@@ -108,7 +108,7 @@ impl Listener {
 
     /// Whether the caller still waits for this call. Check it after reading
     /// from the caller and before believing what was read.
-    pub fn waits(&self, id: u64) -> bool {
+    pub(crate) fn waits(&self, id: u64) -> bool {
         // SAFETY: ID_VALID reads one u64.
         unsafe { libc::ioctl(self.fd.as_raw_fd(), ID_VALID, &id) == 0 }
     }
@@ -117,7 +117,7 @@ impl Listener {
     ///
     /// # Errors
     /// ENOENT when the caller no longer waits: it died or took a signal.
-    pub fn reply(&self, id: u64, reply: Reply) -> io::Result<()> {
+    pub(crate) fn reply(&self, id: u64, reply: Reply) -> io::Result<()> {
         let (val, error, flags) = match reply {
             Reply::Native => (0, 0, FLAG_CONTINUE),
             Reply::Value(value) => (value, 0, 0),
@@ -136,7 +136,7 @@ impl Listener {
     ///
     /// # Errors
     /// ENOENT when the caller no longer waits, EMFILE when it has no room.
-    pub fn reply_with_fd(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<()> {
+    pub(crate) fn reply_with_fd(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<()> {
         let newfd_flags = if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 };
         let add = AddFd { id, flags: ADDFD_FLAG_SEND, srcfd: fd.as_raw_fd() as u32, newfd: 0, newfd_flags };
         // SAFETY: ADDFD reads one `seccomp_notif_addfd`; size asserted above;

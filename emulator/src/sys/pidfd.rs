@@ -11,13 +11,13 @@ const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
 
 /// A process or thread that can be named safely after it ended.
 #[derive(Debug)]
-pub struct Pidfd {
+pub(crate) struct Pidfd {
     fd: OwnedFd,
 }
 
 impl Pidfd {
     /// Opens a thread; on kernels without thread pidfds, its process.
-    pub fn of_thread(thread: i32) -> io::Result<Pidfd> {
+    pub(crate) fn of_thread(thread: i32) -> io::Result<Pidfd> {
         match open(thread, PIDFD_THREAD) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 open(crate::sys::process::group_of(thread)?, 0)
@@ -27,7 +27,7 @@ impl Pidfd {
     }
 
     /// Opens a process.
-    pub fn of_process(pid: i32) -> io::Result<Pidfd> {
+    pub(crate) fn of_process(pid: i32) -> io::Result<Pidfd> {
         open(pid, 0)
     }
 
@@ -35,14 +35,14 @@ impl Pidfd {
     ///
     /// # Errors
     /// EBADF when it has no such descriptor, ESRCH when it has ended.
-    pub fn take(&self, fd: RawFd) -> io::Result<OwnedFd> {
+    pub(crate) fn take(&self, fd: RawFd) -> io::Result<OwnedFd> {
         // SAFETY: pidfd_getfd takes three integers and touches no memory of ours.
         let rc = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.fd.as_raw_fd(), fd, 0) };
         owned(rc)
     }
 
     /// Sends a signal; an already ended process is no error.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
         let no_info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: a null siginfo makes the kernel fill in its own.
         let rc = unsafe {

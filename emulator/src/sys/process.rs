@@ -7,13 +7,13 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use nix::unistd::{ForkResult, fork};
 
 /// The process that a thread belongs to.
-pub fn group_of(thread: i32) -> io::Result<i32> {
+pub(crate) fn group_of(thread: i32) -> io::Result<i32> {
     let value = status_field(thread, "Tgid:")?;
     value.parse().map_err(|_| io::Error::other(format!("odd Tgid {value:?} of thread {thread}")))
 }
 
 /// Whether a thread has capability number `capability` in its effective set.
-pub fn has_capability(thread: i32, capability: u32) -> io::Result<bool> {
+pub(crate) fn has_capability(thread: i32, capability: u32) -> io::Result<bool> {
     let value = status_field(thread, "CapEff:")?;
     let set = u64::from_str_radix(&value, 16)
         .map_err(|_| io::Error::other(format!("odd CapEff {value:?} of thread {thread}")))?;
@@ -31,7 +31,7 @@ fn status_field(thread: i32, name: &str) -> io::Result<String> {
 /// # Errors
 /// `EBUSY` when there are more threads: the child would have a copy of locks
 /// that nobody ever releases.
-pub fn fork_single_threaded() -> io::Result<ForkResult> {
+pub(crate) fn fork_single_threaded() -> io::Result<ForkResult> {
     let threads = fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -47,7 +47,7 @@ pub fn fork_single_threaded() -> io::Result<ForkResult> {
 /// # Errors
 /// EBADF when it is not open; EINVAL for the standard ones. Call it once per
 /// descriptor, before anything else is opened.
-pub fn inherited(fd: i32) -> io::Result<OwnedFd> {
+pub(crate) fn inherited(fd: i32) -> io::Result<OwnedFd> {
     if fd <= 2 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }

@@ -27,7 +27,7 @@ const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
 /// What happens to a call that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Runs as if there were no filter.
     Allow,
     /// Waits for the holder of the listener to answer.
@@ -48,7 +48,7 @@ impl Action {
 
 /// A test of one argument, by its index 0 to 5.
 #[derive(Debug, Clone, Copy)]
-pub enum Test {
+pub(crate) enum Test {
     /// The low 32 bits under a mask equal a value.
     Masked(u8, u32, u32),
     /// The whole 64 bits are larger than a value.
@@ -57,7 +57,7 @@ pub enum Test {
 
 impl Test {
     /// The low 32 bits equal `value`.
-    pub const fn equals(argument: u8, value: u32) -> Test {
+    pub(crate) const fn equals(argument: u8, value: u32) -> Test {
         Test::Masked(argument, u32::MAX, value)
     }
 }
@@ -65,7 +65,7 @@ impl Test {
 /// One system call: the action is taken when all tests of any alternative
 /// hold; a rule without alternatives always matches.
 #[derive(Debug, Clone)]
-pub struct Rule {
+pub(crate) struct Rule {
     number: u32,
     alternatives: Vec<Vec<Test>>,
     action: Action,
@@ -73,27 +73,27 @@ pub struct Rule {
 
 impl Rule {
     /// A rule for every call of system call `number`.
-    pub fn new(number: libc::c_long, action: Action) -> Rule {
+    pub(crate) fn new(number: libc::c_long, action: Action) -> Rule {
         // System call numbers are small positive integers.
         Rule { number: number as u32, alternatives: Vec::new(), action }
     }
 
     /// Adds a set of tests that must hold together.
-    pub fn when(mut self, tests: &[Test]) -> Rule {
+    pub(crate) fn when(mut self, tests: &[Test]) -> Rule {
         self.alternatives.push(tests.to_vec());
         self
     }
 }
 
 /// A compiled filter.
-pub struct Filter {
+pub(crate) struct Filter {
     program: Vec<libc::sock_filter>,
 }
 
 impl Filter {
     /// Compiles `rules`; calls through another architecture's entry are
     /// refused with ENOSYS, because its numbers mean other calls.
-    pub fn new(rules: &[Rule]) -> Filter {
+    pub(crate) fn new(rules: &[Rule]) -> Filter {
         let refuse = Action::Fail(libc::ENOSYS as u16).code();
         let mut program = vec![
             step(LOAD, 4), // offsetof(struct seccomp_data, arch)
@@ -118,7 +118,7 @@ impl Filter {
     /// # Errors
     /// EACCES without CAP_SYS_ADMIN, EBUSY when a filter with a listener is
     /// already installed (only one is possible).
-    pub fn install(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn install(&self) -> io::Result<OwnedFd> {
         let program =
             libc::sock_fprog { len: self.program.len() as u16, filter: self.program.as_ptr().cast_mut() };
         // SAFETY:
