@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -95,7 +96,10 @@ impl Control {
         }
     }
 
-    async fn converse(&mut self, mut agent: Conversation) -> SessionError {
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        mut agent: Conversation<S>,
+    ) -> SessionError {
         let mut pings = ping_interval();
         let mut last_heard = Instant::now();
         let mut ping_id = 0;
@@ -164,5 +168,113 @@ fn refused(refusal: &Refusal) -> Failure {
             format!("the enclave cannot be used: {refusal}"),
             "look for another process on this node that dials enclaves, then start again",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nitro_device::Cid;
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+    use wire::{ExitStatus, Phase};
+
+    use super::*;
+
+    struct Shim {
+        control: Option<Control>,
+        orders: watch::Sender<Order>,
+        signals: mpsc::Sender<u8>,
+        events: mpsc::Receiver<Event>,
+    }
+
+    fn shim() -> Shim {
+        let orders = watch::Sender::new(Order::Run);
+        let (signals, forwarded) = mpsc::channel(4);
+        let (sender, events) = mpsc::channel(4);
+        let control = Control {
+            session: Session::new(Cid::try_from(16u32).unwrap()).unwrap(),
+            orders: orders.subscribe(),
+            signals: forwarded,
+            events: sender,
+            stop: CancellationToken::new(),
+        };
+        Shim { control: Some(control), orders, signals, events }
+    }
+
+    impl Shim {
+        /// A conversation with an agent that the test plays.
+        fn converse(&mut self) -> (Conversation<DuplexStream>, JoinHandle<(Control, SessionError)>) {
+            let (near, far) = duplex(4096);
+            let mut control = self.control.take().unwrap();
+            let task = tokio::spawn(async move {
+                let lost = control.converse(Conversation::over(near)).await;
+                (control, lost)
+            });
+            (Conversation::over(far), task)
+        }
+    }
+
+    async fn next_order(agent: &mut Conversation<DuplexStream>) -> ToAgent {
+        loop {
+            match agent.receive().await.unwrap() {
+                ToAgent::Ping { .. } => {}
+                order => return order,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_is_said_again_on_the_next_connection_with_what_is_left_of_the_grace() {
+        let mut shim = shim();
+        let (mut agent, task) = shim.converse();
+        let until = Instant::now() + Duration::from_secs(60);
+        shim.orders.send_replace(Order::Stop { until });
+        let first = next_order(&mut agent).await;
+        drop(agent);
+        let (control, lost) = task.await.unwrap();
+        assert!(matches!(lost, SessionError::Closed), "{lost}");
+        shim.control = Some(control);
+        let (mut agent, _task) = shim.converse();
+        let second = next_order(&mut agent).await;
+        let (ToAgent::Stop { grace_ms: first }, ToAgent::Stop { grace_ms: second }) = (first, second) else {
+            panic!("not stopped twice");
+        };
+        assert!(second <= first && first <= 60_000, "{first} then {second}");
+    }
+
+    #[tokio::test]
+    async fn what_the_agent_says_becomes_events_in_order_and_signals_are_passed_on() {
+        let mut shim = shim();
+        let (mut agent, _task) = shim.converse();
+        agent.send(&ToShim::Reached { phase: Phase::Ready, after_ms: 1 }).await.unwrap();
+        agent.send(&ToShim::Exited(ExitStatus::Code(7))).await.unwrap();
+        assert_eq!(shim.events.recv().await, Some(Event::Reached(Phase::Ready)));
+        assert_eq!(shim.events.recv().await, Some(Event::Exited(ExitStatus::Code(7))));
+        agent.send(&ToShim::Failed { cause: "no such program".into() }).await.unwrap();
+        let Some(Event::Failed(failure)) = shim.events.recv().await else { panic!("no failure") };
+        assert_eq!(failure.exit, Exit::Image);
+        assert!(failure.explanation.cause.contains("no such program"));
+        shim.signals.send(10).await.unwrap();
+        assert_eq!(next_order(&mut agent).await, ToAgent::Signal { number: 10 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_agent_is_given_up_and_one_that_answers_is_not() {
+        let mut shim = shim();
+        let (mut agent, task) = shim.converse();
+        let begun = Instant::now();
+        while begun.elapsed() < 10 * PING_EVERY {
+            let ToAgent::Ping { id } = agent.receive().await.unwrap() else { panic!("no ping") };
+            agent.send(&ToShim::Pong { id }).await.unwrap();
+        }
+        assert!(!task.is_finished());
+        let (_, lost) = task.await.unwrap();
+        assert!(matches!(lost, SessionError::Silent), "{lost}");
+    }
+
+    #[test]
+    fn another_shims_enclave_and_another_protocol_have_codes_of_their_own() {
+        assert_eq!(refused(&Refusal::AlreadyClaimed).exit, Exit::EnclaveDied);
+        assert_eq!(refused(&Refusal::Version { supported: 9 }).exit, Exit::Image);
     }
 }

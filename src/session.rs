@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use minicbor::{Decode, Encode};
 use nitro_device::Cid;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_vsock::{VsockAddr, VsockStream};
 use wire::{FrameError, FrameReader, Greeting, Hello, PROTOCOL, Refusal, SessionToken};
@@ -63,7 +63,7 @@ impl Session {
         let stream = dial(self.cid.get(), port, PATIENCE)
             .await
             .map_err(|source| SessionError::Dial { port, source })?;
-        let mut conversation = Conversation { stream, reader: FrameReader::new() };
+        let mut conversation = Conversation::over(stream);
         let hello = Hello { version: PROTOCOL, token: self.token.clone() };
         conversation.send(&hello).await?;
         match timeout(PATIENCE, conversation.receive::<Greeting>()).await {
@@ -80,12 +80,17 @@ impl Session {
 
 /// A connection that carries frames.
 #[derive(Debug)]
-pub(crate) struct Conversation {
-    stream: VsockStream,
+pub(crate) struct Conversation<S = VsockStream> {
+    stream: S,
     reader: FrameReader,
 }
 
-impl Conversation {
+impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
+    /// Frames over `stream`; nothing is said yet.
+    pub(crate) fn over(stream: S) -> Conversation<S> {
+        Conversation { stream, reader: FrameReader::new() }
+    }
+
     /// Sends one frame. Not cancel-safe: a frame may be cut.
     pub(crate) async fn send<T: Encode<()>>(&mut self, message: &T) -> Result<(), SessionError> {
         let frame = wire::encode(message)?;

@@ -194,3 +194,57 @@ fn probe_vsock() -> Result<(), BootError> {
         .map(drop)
         .map_err(BootError::NoVsock)
 }
+
+#[cfg(test)]
+mod tests {
+    use nitro_device::PageSize;
+
+    use super::*;
+
+    fn device_error() -> DeviceError {
+        Device::open(Path::new("/nonexistent/nitro_enclaves")).unwrap_err()
+    }
+
+    #[test]
+    fn every_error_has_its_exit_code_a_cause_and_a_fix() {
+        let path = || PathBuf::from("app.eif");
+        let io = || io::Error::from_raw_os_error(5);
+        let map = || RegionError::Map { length: 64 << 20, page: PageSize::MIB2, source: io() };
+        let architectures = (Architecture::X86_64, Architecture::Aarch64);
+        for (error, code, fix) in [
+            (BootError::Image { path: path(), source: ImageError::NotAFile }, 65, "build the image again"),
+            (
+                BootError::Image { path: path(), source: ImageError::Open { path: path(), source: io() } },
+                65,
+                "--eif",
+            ),
+            (
+                BootError::Architecture { path: path(), expected: architectures.0, actual: architectures.1 },
+                65,
+                "x86_64",
+            ),
+            (BootError::Load { path: path(), source: io() }, 65, "leave the image alone"),
+            (BootError::Plan(Shortfall::None { needed: 64 << 20 }), 71, "`hugepages-2Mi: 64Mi`"),
+            (BootError::NoVsock(Errno::EPERM), 69, "seccomp"),
+            (BootError::NoVsock(Errno::EAFNOSUPPORT), 69, "vsock module"),
+            (BootError::NoDevice(device_error()), 69, "enclaves enabled"),
+            (BootError::Device(device_error()), 71, "enclaves enabled"),
+            (BootError::Memory(map()), 71, "`hugepages-2Mi: 64Mi`"),
+            (BootError::LoadOffset { offset: 8 << 20, memory: 4 << 20 }, 71, "memory_mib"),
+            (BootError::Cid(CidError(3)), 64, "cid"),
+            (BootError::Stopped, 70, "stop"),
+        ] {
+            let failure = crate::exit::Failure::from(error);
+            assert_eq!(failure.exit.code(), code, "{failure:?}");
+            assert!(failure.explanation.fix.contains(fix), "{failure:?}");
+            assert!(!failure.explanation.cause.is_empty(), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_device_is_named_in_the_cause() {
+        let error = BootError::NoDevice(device_error());
+        let failure = crate::exit::Failure::from(error);
+        assert!(failure.explanation.cause.contains("/nonexistent/nitro_enclaves"), "{failure:?}");
+    }
+}

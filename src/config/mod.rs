@@ -4,7 +4,7 @@
 //! shim.yaml ──▶ environment ──▶ flags ──▶ checks ──▶ Config
 //! ```
 //! Later layers win. Unknown keys are refused with their name and line. The
-//! file's keys are the fields below; [`load`] does the reading.
+//! file's keys are the fields below; [`load()`] does the reading.
 
 mod load;
 mod timespan;
