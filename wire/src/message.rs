@@ -159,6 +159,9 @@ pub enum ToShim {
     #[n(2)]
     Exited(#[n(0)] ExitStatus),
     /// The workload cannot be run at all (settings, root filesystem, program).
+    /// When its launcher got as far as to end, [`ToShim::Exited`] follows with
+    /// the code of a shell: 127 program not found, 126 not executable, 125 not
+    /// prepared. When there was no launcher nothing follows.
     #[n(3)]
     Failed {
         /// One line for the operator: what was tried on which object, and why not.
