@@ -146,7 +146,10 @@ impl Agent {
     fn take(&mut self, event: Event) {
         match &event {
             Event::LaunchFailed { cause } | Event::Unlaunchable { cause } => log(cause),
-            Event::Exited(status) => log(&format!("the workload ended: {status:?}")),
+            // A launcher that failed has said more than its exit status does.
+            Event::Exited(status) if self.life.status().failure.is_none() => {
+                log(&format!("the workload ended: {status:?}"));
+            }
             _ => {}
         }
         for action in self.life.on(self.started.elapsed(), event) {

@@ -14,7 +14,9 @@ use std::path::Path;
 use nitro_device::nsm::{NSM_PATH, Nsm};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::umask;
 
+use crate::launch::UMASK;
 use crate::log::{chain, log};
 
 /// Open files of the agent (two a connection) and, by inheritance, of the workload.
@@ -33,6 +35,7 @@ pub(crate) struct Booted {
 
 /// Makes a machine of a kernel.
 pub(crate) fn prepare() -> Booted {
+    umask(UMASK);
     let machine = mounts::mount_missing()
         .map_err(|error| chain(&error))
         .and_then(|()| set_dumpable(false).map_err(|error| format!("cannot close /proc/1: {error}")))

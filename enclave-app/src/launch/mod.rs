@@ -22,6 +22,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, dup2_stdin, fchown};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -44,6 +45,8 @@ const NOTIFY_SEEN: &str = "/run/enclave/notify.sock";
 const MAX_CAUSE: u64 = 4096;
 /// As container runtimes say it when it is not the program's fault.
 const CANNOT_PREPARE: u8 = 125;
+/// What is made here, and by the workload unless it says otherwise, others may not write.
+pub(crate) const UMASK: Mode = Mode::S_IWGRP.union(Mode::S_IWOTH);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A launcher at work. It becomes the workload or ends.
@@ -153,6 +156,7 @@ fn close_inherited() {
 
 /// The steps in their order. What needs rights comes before they are dropped.
 fn launch(settings: &Path, rootfs: &Path) -> Result<std::convert::Infallible, LaunchError> {
+    umask(UMASK);
     let settings = Settings::from_json(&std::fs::read(settings).map_err(LaunchError::Unreadable)?)?;
     let root = Root {
         nsm: settings.nsm == NsmAccess::Direct,

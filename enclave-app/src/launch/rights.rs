@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::sys::prctl::set_no_new_privs;
-use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -77,7 +76,6 @@ pub(super) fn drop_to(identity: &Identity, vsock: VsockAccess) -> Result<(), Rig
     set(CapSet::Inheritable, &CapsHashSet::new())?;
     set(CapSet::Effective, &kept)?;
     set(CapSet::Permitted, &kept)?;
-    umask(Mode::from_bits_truncate(0o022));
     set_no_new_privs().map_err(RightsError::NoNewPrivileges)?;
     match vsock {
         VsockAccess::Allow => Ok(()),
