@@ -29,6 +29,11 @@ pub(crate) use metrics::Metrics;
 
 use crate::config::Limits;
 
+/// A client's socket and a vsock.
+const DESCRIPTORS_EACH: u64 = 2;
+/// HTTP clients, and what the shim itself has open.
+const DESCRIPTORS_ELSE: u64 = 320;
+
 /// What every connection shares.
 #[derive(Debug, Clone)]
 pub(crate) struct Traffic {
@@ -52,7 +57,7 @@ pub(crate) struct Target {
 impl Traffic {
     pub(crate) fn new(limits: &Limits, metrics: Metrics, abort: CancellationToken) -> Traffic {
         Traffic {
-            admission: Arc::new(Semaphore::new(limits.connections)),
+            admission: Arc::new(Semaphore::new(affordable(limits.connections))),
             dial_timeout: limits.dial_timeout.duration(),
             metrics,
             connections: TaskTracker::new(),
@@ -67,21 +72,43 @@ impl Traffic {
     }
 }
 
-/// Two descriptors a connection: takes what the hard limit allows and says
-/// when that is too little.
-pub(crate) fn raise_descriptor_limit(connections: usize) {
-    let needed = 2 * connections as u64 + 64;
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        if soft < needed {
-            setrlimit(Resource::RLIMIT_NOFILE, needed.min(hard), hard)?;
-        }
-        Ok(hard)
+/// How many connections the limit on open files leaves room for, at most
+/// `wanted`; raises the limit as far as it goes. A connection that is accepted
+/// and then cannot dial for want of a descriptor would be worse than one refused.
+fn affordable(wanted: usize) -> usize {
+    let needed = wanted as u64 * DESCRIPTORS_EACH + DESCRIPTORS_ELSE;
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let raised = soft.max(needed.min(hard));
+        setrlimit(Resource::RLIMIT_NOFILE, raised, hard).map(|()| raised)
     });
-    match raised {
-        Ok(hard) if hard < needed => {
-            tracing::warn!(needed, hard, "the limit on open files is below limits.connections");
+    let fitting = match limit {
+        Ok(limit) => fitting(wanted, limit),
+        Err(error) => {
+            tracing::warn!(%error, "the limit on open files cannot be raised");
+            return wanted;
         }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit on open files cannot be raised"),
+    };
+    if fitting < wanted {
+        tracing::warn!(wanted, fitting, "limits.connections does not fit the limit on open files");
+    }
+    fitting
+}
+
+fn fitting(wanted: usize, limit: u64) -> usize {
+    let rest = limit - DESCRIPTORS_ELSE.min(limit / 2);
+    wanted.min(usize::try_from(rest / DESCRIPTORS_EACH).unwrap_or(usize::MAX)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_connections_are_admitted_than_descriptors_allow() {
+        for (wanted, limit, expected) in
+            [(4096, 1 << 20, 4096), (4096, 1024, 352), (4096, 60, 15), (10, 1024, 10), (4096, 1, 1)]
+        {
+            assert_eq!(fitting(wanted, limit), expected, "{wanted} of {limit}");
+        }
     }
 }

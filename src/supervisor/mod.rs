@@ -118,7 +118,6 @@ impl Supervisor {
         let signals = Signals::install()?;
         let listeners = proxy::bind(&config.ingress)?;
         let http = http::bind(config.http.listen).await?;
-        proxy::raise_descriptor_limit(config.limits.connections);
 
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
