@@ -103,7 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
     /// The next frame. Cancel-safe.
     pub(crate) async fn receive<T: for<'a> Decode<'a, ()>>(&mut self) -> Result<T, SessionError> {
         loop {
-            if let Some(message) = self.reader.next()? {
+            if let Some(message) = self.reader.next_message()? {
                 return Ok(message);
             }
             let mut bytes = [0; READ_SIZE];

@@ -39,7 +39,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// The next message; `None` at a clean end. May be dropped and called again.
     pub(crate) async fn receive<T: for<'a> Decode<'a, ()>>(&mut self) -> Result<Option<T>, FramesError> {
         loop {
-            if let Some(message) = self.reader.next()? {
+            if let Some(message) = self.reader.next_message()? {
                 return Ok(Some(message));
             }
             let mut piece = [0; PIECE];

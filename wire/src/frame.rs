@@ -70,7 +70,7 @@ impl FrameReader {
     }
 
     /// The next message, or `None` until its last byte is there.
-    pub fn next<T: for<'a> Decode<'a, ()>>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn next_message<T: for<'a> Decode<'a, ()>>(&mut self) -> Result<Option<T>, FrameError> {
         let Some((prefix, rest)) = self.buffer.split_first_chunk::<PREFIX>() else { return Ok(None) };
         let length = u32::from_be_bytes(*prefix) as usize;
         if length > MAX_FRAME {
@@ -114,7 +114,7 @@ mod tests {
             let mut received = Vec::new();
             for piece in bytes.chunks(cut) {
                 reader.push(piece);
-                while let Some(message) = reader.next::<ToAgent>().unwrap() {
+                while let Some(message) = reader.next_message::<ToAgent>().unwrap() {
                     received.push(message);
                 }
             }
@@ -127,7 +127,7 @@ mod tests {
     fn a_length_over_the_limit_is_refused_before_its_bytes_arrive() {
         let mut reader = FrameReader::new();
         reader.push(&u32::MAX.to_be_bytes());
-        assert_eq!(reader.next::<ToAgent>(), Err(FrameError::TooLong { length: u32::MAX as usize }));
+        assert_eq!(reader.next_message::<ToAgent>(), Err(FrameError::TooLong { length: u32::MAX as usize }));
     }
 
     #[test]
@@ -138,7 +138,7 @@ mod tests {
         bytes[..PREFIX].copy_from_slice(&length.to_be_bytes());
         let mut reader = FrameReader::new();
         reader.push(&bytes);
-        assert!(matches!(reader.next::<ToShim>(), Err(FrameError::Trailing { extra: 1, .. })));
+        assert!(matches!(reader.next_message::<ToShim>(), Err(FrameError::Trailing { extra: 1, .. })));
     }
 
     proptest! {
@@ -146,7 +146,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
             let mut reader = FrameReader::new();
             reader.push(&bytes);
-            while let Ok(Some(_)) = reader.next::<ToShim>() {}
+            while let Ok(Some(_)) = reader.next_message::<ToShim>() {}
         }
     }
 }
