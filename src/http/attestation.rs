@@ -3,6 +3,8 @@
 //! Answers: 200, 400 bad nonce, 405, 413, 429 queue full, 502 agent trouble,
 //! 503 not serving, 504 agent too slow. Errors are `{"error": TEXT}`.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -10,7 +12,6 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
-use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{Answer, Pages, nonce, not_allowed, typed};
