@@ -80,9 +80,9 @@ l.close(); again = vsock(); print("free again", name(lambda: again.bind((3, 7000
 print("unbound", vsock().getsockname())
 a = vsock(); a.bind((3, 0xFFFFFFFF)); print("any port", a.getsockname()[0], a.getsockname()[1] > 1023)
 print("domain", vsock().getsockopt(socket.SOL_SOCKET, 39))
-s = vsock(); big = (1 << 20).to_bytes(8, "little"); s.setsockopt(40, 0, big)
-print("clamped", int.from_bytes(s.getsockopt(40, 0, 8), "little"))
-print("option", name(lambda: s.getsockopt(40, 99, 8)))
+s = vsock(); s.setsockopt(40, 0, 1 << 20)
+print("clamped", s.getsockopt(40, 0))
+print("option", name(lambda: s.getsockopt(40, 99)))
 os.setuid(1000); print("privileged", name(lambda: vsock().bind((3, 80))))
 "#;
     let expected = "in use EADDRINUSE EADDRINUSE\nbound twice EINVAL\nforeign cid EADDRNOTAVAIL\n\
@@ -200,7 +200,9 @@ fn socat_speaks_vsock_both_ways() {
     let node = Node::new(&[]);
     let mut server = node.command("socat");
     let mut server = server.args(["VSOCK-LISTEN:9100", "EXEC:tr a-z A-Z"]).spawn().unwrap();
+    let started = std::time::Instant::now();
     let answer = loop {
+        assert!(started.elapsed().as_secs() < 10, "no answer from socat");
         let mut client = node.command("socat");
         let client =
             client.args(["-t5", "-", "VSOCK-CONNECT:3:9100"]).stdin(Stdio::piped()).stdout(Stdio::piped());

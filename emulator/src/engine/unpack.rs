@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
@@ -16,11 +16,14 @@ use nix::unistd::mkfifo;
 use super::Ramdisk;
 use super::cpio::{Entry, MAX_NAME, Reader};
 
+/// Bytes moved at a time.
+const COPY_CHUNK: usize = 256 << 10;
+
 /// Unpacks the bytes of `image` that are `ramdisk`. Only newc archives are
 /// known; the process engine decompresses nothing.
 pub(super) fn unpack(image: &File, ramdisk: Ramdisk) -> anyhow::Result<()> {
     let window = Window { image, position: ramdisk.start, end: ramdisk.end };
-    let mut reader = Reader::new(BufReader::with_capacity(1 << 20, window));
+    let mut reader = Reader::new(BufReader::with_capacity(COPY_CHUNK / 4, window));
     let mut links = HashMap::new();
     while let Some(entry) = reader.next_entry()? {
         let name = String::from_utf8_lossy(&entry.name).into_owned();
@@ -60,13 +63,13 @@ fn place(
                 fs::hard_link(first, path)?;
                 // Usually the last link carries the data.
                 if entry.size > 0 {
-                    io::copy(&mut reader.data(), &mut OpenOptions::new().write(true).open(path)?)?;
+                    copy_data(reader, &mut OpenOptions::new().write(true).open(path)?)?;
                 }
                 return Ok(());
             }
             clear(path, false)?;
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            io::copy(&mut reader.data(), &mut file)?;
+            copy_data(reader, &mut file)?;
             own(entry, path)?;
             file.set_permissions(mode)?;
             file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(entry.mtime.into()))?;
@@ -95,6 +98,20 @@ fn place(
         }
     }
     Ok(())
+}
+
+/// Large pieces go straight from the image into the file's page cache.
+fn copy_data(reader: &mut Reader<impl Read>, file: &mut File) -> io::Result<()> {
+    let mut data = BufReader::with_capacity(COPY_CHUNK, reader.data());
+    loop {
+        let piece = data.fill_buf()?;
+        if piece.is_empty() {
+            return Ok(());
+        }
+        file.write_all(piece)?;
+        let length = piece.len();
+        data.consume(length);
+    }
 }
 
 /// The entry's place below the root; `None` for the root itself.

@@ -10,31 +10,27 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::thread;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 
+use super::boot_image::BootImage;
 use super::caller::Errno;
 use super::console::Console;
 use super::names::{Address, HYPERVISOR};
-use super::ne::{self, MemoryRegion};
+use super::ne::MemoryRegion;
 use super::slot::{Phase, Slot};
 use super::supervisor::{Desk, Member};
-use super::{Node, Presence, files, regions};
-use crate::engine::{self, HOST_ID_BASE, ID_COUNT, Ramdisk, Report};
+use super::{Node, Presence, files};
+use crate::engine::{self, HOST_ID_BASE, ID_COUNT, Report};
 use crate::nsm;
 use crate::sys::notify::Listener;
 use crate::sys::pidfd::Pidfd;
 
 /// The console of enclave `n` is at CID 0, port `CONSOLE_PORT + n`.
 pub(crate) const CONSOLE_PORT: u32 = 10_000;
-/// `sizeof` the EIF header and of a section header.
-const EIF_HEADER: usize = 548;
-const EIF_SECTION_HEADER: u64 = 12;
-
 /// An enclave whose first process was started.
 pub(crate) struct Enclave {
     /// Its context id.
@@ -116,33 +112,14 @@ pub(crate) fn start(
     debug: bool,
 ) -> Result<Arc<Enclave>, StartError> {
     let presence = node.presence();
-    let bytes = image_bytes(slot.creator, regions).map_err(StartError::Memory)?;
-    let (image, measured) = eif::Image::parse_measured(&bytes)?;
-    let ramdisks = image
-        .layout()
-        .ramdisks()
-        .map(|section| Ramdisk { start: section.payload.start, end: section.payload.end })
-        .collect();
-    let identity = nsm::ModuleId::new(node.instance.clone(), slot.uid);
-    let measured = nsm::Measurements {
-        pcr0: *measured.pcr0.as_bytes(),
-        pcr1: *measured.pcr1.as_bytes(),
-        pcr2: *measured.pcr2.as_bytes(),
-        pcr8: measured.pcr8.map(|pcr| *pcr.as_bytes()),
-        role_arn: node.config.role_arn.clone(),
-    };
-    let module = nsm::Module::new(node.authority.clone(), identity, &measured, debug, nsm::Clock::system());
-    let file = memory_file(&bytes).map_err(|error| StartError::State("keep the image", error))?;
+    let image = BootImage::copy(slot.creator, regions)?;
     let cid = node.reserve_cid(wanted).ok_or(StartError::CidInUse(wanted))?;
-    let request = Request { file, ramdisks, debug, module };
-    launch(node, slot, cid, request, presence).inspect_err(|_| node.release_cid(cid))
+    launch(node, slot, cid, Request { image, debug }, presence).inspect_err(|_| node.release_cid(cid))
 }
 
 struct Request {
-    file: File,
-    ramdisks: Vec<Ramdisk>,
+    image: BootImage,
     debug: bool,
-    module: nsm::Module,
 }
 
 /// Brings the engine up and leaves a thread that waits for its end.
@@ -195,21 +172,27 @@ impl Running {
         let fifo = dir.join("console");
         let (console_reader, console_writer) = console_ends(&fifo).map_err(state("make the console"))?;
         let (control, theirs) = UnixStream::pair().map_err(state("make a control socket"))?;
-        let mut engine = engine::command(&dir, &request.file, &request.ramdisks, node.config.large_writes)
+        let image = &request.image;
+        let mut engine = engine::command(&dir, image.file(), &image.ramdisks(), node.config.large_writes)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .map_err(state("start the engine"))?;
-        let report = shake_hands(&control, engine.id(), node);
-        let Handshake { pid, nsm_node, listener, init } = match report {
-            Ok(report) => report,
+        let (module, hands) = thread::scope(|scope| {
+            let module = scope.spawn(|| image.module(node, slot, request.debug));
+            let hands = shake_hands(&control, engine.id()).map_err(StartError::Engine);
+            (module.join().unwrap_or_else(|_| Err(StartError::Engine("measuring panicked".into()))), hands)
+        });
+        let (module, hands) = match module.and_then(|module| Ok((module, hands?))) {
+            Ok(both) => both,
             Err(error) => {
                 let _ = engine.kill();
                 let _ = engine.wait();
                 let _ = fs::remove_file(&fifo);
-                return Err(StartError::Engine(error));
+                return Err(error);
             }
         };
-        let nsm = nsm::Device::new(request.module);
+        let Handshake { pid, nsm_node, listener, init } = hands;
+        let nsm = nsm::Device::new(module);
         let debug = request.debug;
         let enclave = Arc::new(Enclave { cid, nsm_node, nsm, slot_uid: slot.uid, debug, pid, init });
         let console = Arc::new(Console::default());
@@ -320,7 +303,7 @@ struct Handshake {
 }
 
 /// Gives the engine its id map and takes its report and its filter's listener.
-fn shake_hands(control: &UnixStream, engine: u32, _node: &Node) -> Result<Handshake, String> {
+fn shake_hands(control: &UnixStream, engine: u32) -> Result<Handshake, String> {
     let text = |what: &str, error: io::Error| format!("{what}: {error}");
     let mut lines = BufReader::new(control);
     let mut report = Report::default();
@@ -348,32 +331,6 @@ fn shake_hands(control: &UnixStream, engine: u32, _node: &Node) -> Result<Handsh
     let init = Pidfd::of_process(pid).map_err(|error| text("pidfd of the first process", error))?;
     let listener = init.take(listener).map_err(|error| text("listener of the first process", error))?;
     Ok(Handshake { pid, nsm_node, listener: Listener::new(listener), init })
-}
-
-/// The image as it lies in donated memory, cut where its own header says it ends.
-fn image_bytes(pid: i32, regions: &[MemoryRegion]) -> Result<Vec<u8>, Errno> {
-    let memory: u64 = regions.iter().map(|region| region.size).sum();
-    let mut header = vec![0; EIF_HEADER];
-    regions::read_at(pid, regions, ne::IMAGE_OFFSET, &mut header)?;
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&header[at..at + 8]);
-        u64::from_be_bytes(bytes)
-    };
-    let sections = usize::from(u16::from_be_bytes([header[26], header[27]])).min(32);
-    let end = |n| number(28 + n * 8).saturating_add(EIF_SECTION_HEADER).saturating_add(number(284 + n * 8));
-    let length = (0..sections).map(end).max().unwrap_or(0).max(EIF_HEADER as u64);
-    // A size that memory cannot hold is left to the image check to refuse.
-    let length = length.min(memory.saturating_sub(ne::IMAGE_OFFSET));
-    let mut bytes = vec![0; length as usize];
-    regions::read_at(pid, regions, ne::IMAGE_OFFSET, &mut bytes)?;
-    Ok(bytes)
-}
-
-fn memory_file(bytes: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create(c"enclave image", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(bytes)?;
-    Ok(file)
 }
 
 fn fresh_dir(dir: &std::path::Path) -> io::Result<()> {

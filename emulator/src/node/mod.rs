@@ -10,6 +10,7 @@
 //! socket or running as an enclave ([`Presence`]), and no longer. Read
 //! [`supervisor`] first, then [`vsock`] and [`device`].
 
+mod boot_image;
 pub(crate) mod caller;
 mod console;
 pub(crate) mod control;
