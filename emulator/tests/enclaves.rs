@@ -99,6 +99,23 @@ fn closing_the_descriptor_or_dying_ends_the_enclave_and_frees_the_slot() {
 }
 
 #[test]
+fn a_node_that_is_killed_takes_its_enclaves_along_and_can_be_started_again() {
+    need!("python3");
+    let _pages = HugePages::reserve(64);
+    let node = Node::new(&[]);
+    let (image, _) = probe_image(node.dir.path(), "hang\n");
+    let mut launched = node.launch(&image, &[]);
+    launched.cid();
+    let status = node.status();
+    let enclave = format!("/proc/{}", status["enclaves"][0]["pid"]);
+    let node_pid = nix::unistd::Pid::from_raw(status["pid"].as_i64().unwrap() as i32);
+    nix::sys::signal::kill(node_pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(launched.rest(), "hung up 0x10\n");
+    within("the enclave is gone", || !std::path::Path::new(&enclave).exists());
+    assert!(node.command("true").status().unwrap().success());
+}
+
+#[test]
 fn the_console_is_served_in_debug_mode_only() {
     need!("python3");
     let _pages = HugePages::reserve(64);

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -107,6 +108,10 @@ impl Drop for Node {
         }
         let needle = self.dir.path().display().to_string();
         within("the node's processes end", || processes_naming(&needle).is_empty());
+        if let Ok(meta) = fs::metadata(self.state()) {
+            let name = format!("@fakenitro/{:x}-{:x}/", meta.dev(), meta.ino());
+            within("its names are free", || !fs::read_to_string("/proc/net/unix").unwrap().contains(&name));
+        }
     }
 }
 
