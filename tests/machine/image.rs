@@ -35,12 +35,13 @@ impl Image {
         Image::from_rootfs(node, manifest, &hello_rootfs())
     }
 
-    /// examples/hello in an image of at least `mib` MiB: a file of noise fills it.
-    pub fn padded(node: &Node, mib: usize) -> Image {
+    /// examples/hello in an image of `mib` MiB: a file of noise fills it.
+    pub fn padded(node: &Node, mib: u64) -> Image {
+        let plain = std::fs::metadata(&Image::hello(node).path).unwrap().len();
         let rootfs = node.scratch().join("rootfs");
         let copied = Command::new("cp").arg("-a").arg(hello_rootfs()).arg(&rootfs).status().unwrap();
         assert!(copied.success());
-        let mut noise = vec![0; mib << 20];
+        let mut noise = vec![0; usize::try_from((mib << 20) - plain).unwrap()];
         aws_lc_rs::rand::fill(&mut noise).unwrap();
         std::fs::write(rootfs.join("noise"), noise).unwrap();
         Image::from_rootfs(node, HELLO, &rootfs)
