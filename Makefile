@@ -10,7 +10,7 @@ BIN := target/$(TRIPLE)/debug
 TEST_PAGES := 512
 DEMO_PAGES := 64
 
-.PHONY: demo test check bench fuzz programs release clean
+.PHONY: demo test check bench fuzz kernel qemu programs release clean
 
 demo: programs
 	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)
@@ -35,6 +35,12 @@ check:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	scripts/deny.sh
+
+kernel:
+	eif/kernel/build.sh
+
+qemu:
+	scripts/qemu.sh
 
 bench:
 	scripts/setup.sh test
