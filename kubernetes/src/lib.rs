@@ -3,10 +3,13 @@
 //!
 //! Everything here is pure: text and facts in, findings or manifests out.
 //! [`pages`] and [`allocator`] are the node's side, exactly as AWS's allocator
-//! script does it.
+//! script does it. [`lint`] reads manifests of any origin and says what is wrong.
 #![forbid(unsafe_code)]
 
 pub mod allocator;
+pub mod instance;
+pub mod lint;
 pub mod pages;
 pub mod quantity;
 pub mod yaml;
+pub mod zone;

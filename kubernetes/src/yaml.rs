@@ -77,7 +77,7 @@ pub enum YamlError {
         /// Where.
         place: Place,
         /// What the parser says.
-        source: ScanError,
+        source: Box<ScanError>,
     },
     /// Aliases expand to more than anybody means.
     #[error("more than {MOST_NODES} values once aliases are expanded")]
@@ -106,7 +106,7 @@ pub fn documents(text: &str) -> Result<Vec<Node>, YamlError> {
                 column: source.marker().col() + 1,
                 bytes: source.marker().byte_offset().map_or(0..0, |at| at..at),
             },
-            source,
+            source: Box::new(source),
         })?;
         builder.take(event, &span)?;
     }
