@@ -4,6 +4,7 @@
 mod build;
 mod failure;
 mod inspect;
+mod lint;
 mod manifest;
 mod output;
 mod progress;
@@ -22,6 +23,7 @@ use crate::failure::{Blame, OrBlame};
 enum Command {
     Build(build::Args),
     Inspect(inspect::Args),
+    Lint(lint::Args),
     Verify(Box<verify::Args>),
 }
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     let outcome = match Command::try_parse() {
         Ok(Command::Build(args)) => build::run(args),
         Ok(Command::Inspect(args)) => inspect::run(args),
+        Ok(Command::Lint(args)) => lint::run(args),
         Ok(Command::Verify(args)) => verify::run(*args).or_blame(Blame::Io),
         Err(error) => return usage(&error),
     };
