@@ -23,6 +23,8 @@ pub mod document;
 mod error;
 pub mod identity;
 pub mod policy;
+#[cfg(feature = "policy-file")]
+pub mod policy_file;
 pub mod verify;
 pub mod x509;
 
@@ -31,4 +33,6 @@ pub use crate::cose::{EnvelopeError, MAX_DOCUMENT};
 pub use crate::document::{Pcr, Untrusted};
 pub use crate::error::{Class, Error};
 pub use crate::policy::Policy;
+#[cfg(feature = "policy-file")]
+pub use crate::policy_file::PolicyFile;
 pub use crate::verify::{Clock, Verified, Verifier};

@@ -225,20 +225,21 @@ impl Policy {
         self
     }
 
-    pub(crate) fn check(&self, claims: &Claims<'_>) -> Result<(), PolicyViolation> {
+    /// The index of the build that matches; `None` where any measurement does.
+    pub(crate) fn check(&self, claims: &Claims<'_>) -> Result<Option<usize>, PolicyViolation> {
         if self.refuse_unknown_fields && claims.has_unknown_field {
             return Err(PolicyViolation::UnknownField);
         }
         self.check_nonce(claims.nonce)?;
         self.check_debug(claims)?;
-        self.check_measurements(claims)?;
+        let build = self.check_measurements(claims)?;
         if !is_expected(self.user_data.as_deref(), claims.user_data) {
             return Err(PolicyViolation::UserData);
         }
         if !is_expected(self.public_key.as_deref(), claims.public_key) {
             return Err(PolicyViolation::PublicKey);
         }
-        Ok(())
+        Ok(build)
     }
 
     fn check_nonce(&self, actual: Option<&[u8]>) -> Result<(), PolicyViolation> {
@@ -261,13 +262,16 @@ impl Policy {
         }
     }
 
-    fn check_measurements(&self, claims: &Claims<'_>) -> Result<(), PolicyViolation> {
-        match &self.measurements {
-            Measurements::AnyInsecure => Ok(()),
-            Measurements::OneOf(builds) => match builds.as_slice() {
-                [only] => check_build(only, claims),
-                builds if builds.iter().any(|build| check_build(build, claims).is_ok()) => Ok(()),
-                builds => Err(PolicyViolation::NoBuildMatches(builds.len())),
+    fn check_measurements(&self, claims: &Claims<'_>) -> Result<Option<usize>, PolicyViolation> {
+        let builds = match &self.measurements {
+            Measurements::AnyInsecure => return Ok(None),
+            Measurements::OneOf(builds) => builds.as_slice(),
+        };
+        match builds {
+            [only] => check_build(only, claims).map(|()| Some(0)),
+            builds => match builds.iter().position(|build| check_build(build, claims).is_ok()) {
+                Some(build) => Ok(Some(build)),
+                None => Err(PolicyViolation::NoBuildMatches(builds.len())),
             },
         }
     }

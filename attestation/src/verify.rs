@@ -84,6 +84,7 @@ pub struct Verified<'a> {
     identity: Identity<'a>,
     root: Fingerprint,
     not_after: SystemTime,
+    build: Option<usize>,
 }
 
 impl Verifier {
@@ -127,8 +128,8 @@ impl Verifier {
         }
         let identity = Identity::check(&claims, &chain)?;
         moment.check(&chain, &self.policy)?;
-        self.policy.check(&claims)?;
-        Ok(Verified { identity, root: chain.root, not_after: at_second(chain.not_after()), claims })
+        let build = self.policy.check(&claims)?;
+        Ok(Verified { identity, root: chain.root, not_after: at_second(chain.not_after()), build, claims })
     }
 }
 
@@ -193,6 +194,12 @@ impl<'a> Verified<'a> {
     /// Whether the enclave runs in debug mode, so that nothing is measured.
     pub fn is_debug(&self) -> bool {
         is_debug(&self.claims)
+    }
+
+    /// Which of the accepted builds it is: 0 for that of [`Policy::pcrs`], then
+    /// those of [`Policy::or_pcrs`]. `None` where any measurement is accepted.
+    pub fn build(&self) -> Option<usize> {
+        self.build
     }
 
     /// SHA-256 of the root certificate that vouches for the document.

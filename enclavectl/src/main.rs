@@ -7,6 +7,7 @@ mod inspect;
 mod lint;
 mod manifest;
 mod output;
+mod policy;
 mod progress;
 mod report;
 mod verify;
@@ -24,6 +25,7 @@ enum Command {
     Build(build::Args),
     Inspect(inspect::Args),
     Lint(lint::Args),
+    Policy(policy::Args),
     Verify(Box<verify::Args>),
 }
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Ok(Command::Build(args)) => build::run(args),
         Ok(Command::Inspect(args)) => inspect::run(args),
         Ok(Command::Lint(args)) => lint::run(args),
+        Ok(Command::Policy(args)) => policy::run(args),
         Ok(Command::Verify(args)) => verify::run(*args).or_blame(Blame::Io),
         Err(error) => return usage(&error),
     };

@@ -33,7 +33,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// The registers that the image at `path` measures to.
-pub(super) fn measure(path: &Path) -> Result<Vec<(u8, Pcr)>, Failure> {
+pub(crate) fn measure(path: &Path) -> Result<Vec<(u8, Pcr)>, Failure> {
     let (_, measured) = eif::Image::open_measured(path)?;
     let always = [(0, measured.pcr0), (1, measured.pcr1), (2, measured.pcr2)];
     let signed = measured.pcr8.map(|pcr| (8, pcr));

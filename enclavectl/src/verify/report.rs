@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 /// Everything that a verified document says. Byte strings are hexadecimal,
 /// times RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     verified: bool,
     module_id: String,
     instance_id: String,
@@ -19,6 +19,8 @@ pub(super) struct Report {
     not_after: String,
     judged_at: &'static str,
     checked: Checked,
+    /// Name of the accepted build, where a policy file lists it.
+    build: Option<String>,
     debug: bool,
     root_fingerprint: String,
     pcrs: BTreeMap<Register, String>,
@@ -29,9 +31,9 @@ pub(super) struct Report {
 
 /// What the flags had compared. The rest is checked always.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Checked {
-    pub(super) measurements: bool,
-    pub(super) nonce: bool,
+pub(crate) struct Checked {
+    pub(crate) measurements: bool,
+    pub(crate) nonce: bool,
 }
 
 /// A refusal, without a word of what the document says.
@@ -48,7 +50,7 @@ struct Refusal<'a> {
 struct Register(u8);
 
 impl Report {
-    pub(super) fn new(verified: &Verified<'_>, clock: Clock, checked: Checked) -> Self {
+    pub(crate) fn new(verified: &Verified<'_>, clock: Clock, checked: Checked, build: Option<&str>) -> Self {
         Self {
             verified: true,
             module_id: verified.module_id().to_owned(),
@@ -62,6 +64,7 @@ impl Report {
                 Clock::DocumentTime => "document-time",
             },
             checked,
+            build: build.map(str::to_owned),
             debug: verified.is_debug(),
             root_fingerprint: hex::encode(verified.root_fingerprint()),
             pcrs: verified.pcrs().map(|(index, pcr)| (Register(index), hex::encode(pcr))).collect(),
@@ -71,7 +74,7 @@ impl Report {
         }
     }
 
-    pub(super) fn print(&self, json: bool) -> io::Result<()> {
+    pub(crate) fn print(&self, json: bool) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if json {
             serde_json::to_writer_pretty(&mut out, self)?;
@@ -93,6 +96,9 @@ impl Report {
         }
         if self.debug {
             writeln!(out, "DEBUG MODE: the application is not measured")?;
+        }
+        if let Some(build) = &self.build {
+            writeln!(out, "build     {build}")?;
         }
         writeln!(out, "module    {}", self.module_id)?;
         writeln!(out, "region    {}", self.region)?;
@@ -116,7 +122,7 @@ impl Report {
 }
 
 /// JSON goes to standard output, text to standard error.
-pub(super) fn print_refusal(refusal: &Error, json: bool) -> io::Result<()> {
+pub(crate) fn print_refusal(refusal: &Error, json: bool) -> io::Result<()> {
     let mut error = refusal.to_string();
     let mut cause = std::error::Error::source(refusal);
     while let Some(source) = cause {

@@ -1,0 +1,147 @@
+//! Promise: a policy made from a build accepts that build's documents and no
+//! others, and a flag goes before what the file says.
+
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a broken fixture ends the test
+
+#[path = "../../eif/tests/sample/mod.rs"]
+mod sample;
+#[path = "../../attestation/tests/support/mod.rs"]
+mod support;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use attestation::Untrusted;
+use support::encode::bstr;
+use support::signer::{Fixture, honest_pcrs};
+use tempfile::TempDir;
+
+const SIGNED_AT: &str = "2026-01-15T12:00:00Z";
+const LATER: &str = "2026-01-15T12:01:30Z";
+const NONCE: &str = "6672657368";
+
+/// Two builds of an application, and a document of an enclave that runs the first.
+struct Bench {
+    directory: TempDir,
+    root: String,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let write = |name: &str, bytes: &[u8]| std::fs::write(directory.path().join(name), bytes).unwrap();
+        let mut sections = sample::sections();
+        write("app.eif", &sample::assemble(&sections));
+        *sections[4].1.last_mut().unwrap() ^= 1;
+        write("other.eif", &sample::assemble(&sections));
+
+        let measured = eif::Image::open(&directory.path().join("app.eif")).unwrap().measure().unwrap();
+        let mut pcrs = honest_pcrs();
+        for (index, pcr) in [measured.pcr0, measured.pcr1, measured.pcr2].iter().enumerate() {
+            pcrs[index].1 = *pcr.as_bytes();
+        }
+        let hex = |index: usize| hex::encode(pcrs[index].1);
+        let measurements = serde_json::json!({
+            "Measurements": { "HashAlgorithm": "Sha384 { ... }", "PCR0": hex(0), "PCR1": hex(1), "PCR2": hex(2) }
+        });
+        write("app.json", measurements.to_string().as_bytes());
+        let mut fixture = Fixture::honest();
+        fixture.set_pcrs(&pcrs);
+        fixture.set("nonce", bstr(&hex::decode(NONCE).unwrap()));
+        let document = fixture.document();
+        write("document", &document);
+        let root = Untrusted::parse(&document).unwrap().claimed_certificates().next().unwrap().to_vec();
+        let root = hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &root));
+        Self { directory, root }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_enclavectl"));
+        command.current_dir(&self.directory).args(arguments).output().expect("enclavectl runs")
+    }
+
+    fn code(&self, arguments: &[&str]) -> i32 {
+        let output = self.run(arguments);
+        output.status.code().expect("an exit code")
+    }
+
+    /// Makes `policy.yaml` from `arguments` and verifies the document under it with `flags`.
+    fn verdict(&self, arguments: &[&str], flags: &[&str]) -> i32 {
+        let made = [&["policy", "from", "-o", "policy.yaml", "--root-fingerprint", &self.root], arguments];
+        assert_eq!(self.code(&made.concat()), 0, "{arguments:?}");
+        self.code(&[&["verify", "document", "--policy", "policy.yaml"], flags].concat())
+    }
+}
+
+#[test]
+fn a_policy_accepts_the_documents_of_its_builds_only() {
+    let bench = Bench::new();
+    let fresh = ["--at", SIGNED_AT, "--nonce", NONCE];
+    assert_eq!(bench.verdict(&["app.eif"], &fresh), 0);
+    assert_eq!(bench.verdict(&["app.json"], &fresh), 0, "measurements stand for the image");
+    assert_eq!(bench.verdict(&["other.eif", "app.json"], &fresh), 0, "one of several builds");
+    assert_eq!(bench.verdict(&["other.eif"], &fresh), 4);
+    let role = format!("3={}", "11".repeat(48));
+    assert_eq!(bench.verdict(&["app.eif", "--pcr", &role], &fresh), 4, "another IAM role");
+    assert_eq!(bench.verdict(&["app.eif"], &["--at", SIGNED_AT, "--nonce", "00"]), 4);
+    assert_eq!(bench.verdict(&["app.eif", "--max-age", "60"], &["--at", LATER, "--nonce", NONCE]), 5);
+}
+
+#[test]
+fn the_report_names_the_build_that_matched() {
+    let bench = Bench::new();
+    assert_eq!(bench.verdict(&["other.eif", "app.eif"], &["--at", SIGNED_AT, "--nonce", NONCE]), 0);
+    let flags =
+        ["verify", "document", "--policy", "policy.yaml", "--at", SIGNED_AT, "--nonce", NONCE, "--json"];
+    let report: serde_json::Value = serde_json::from_slice(&bench.run(&flags).stdout).unwrap();
+    assert_eq!(report["build"], "app.eif");
+    let checked = String::from_utf8(bench.run(&["policy", "check", "policy.yaml"]).stdout).unwrap();
+    assert_eq!(checked, "policy.yaml: accepts other.eif, app.eif; a fresh nonce is demanded\n");
+}
+
+#[test]
+fn flags_go_before_the_file() {
+    let bench = Bench::new();
+    let late = ["--at", LATER, "--nonce", NONCE, "--max-age", "120"];
+    assert_eq!(bench.verdict(&["app.eif", "--max-age", "60"], &late), 0);
+    let other = "00".repeat(32);
+    let rooted = ["--at", SIGNED_AT, "--nonce", NONCE, "--root-fingerprint", &other];
+    assert_eq!(bench.verdict(&["app.eif"], &rooted), 3);
+}
+
+#[test]
+fn a_nonce_is_given_or_waived_by_the_file_or_by_a_flag() {
+    let bench = Bench::new();
+    assert_eq!(bench.verdict(&["app.eif"], &["--at", SIGNED_AT]), 64);
+    assert_eq!(bench.verdict(&["app.eif"], &["--at", SIGNED_AT, "--no-nonce"]), 0);
+    assert_eq!(bench.verdict(&["app.eif", "--no-nonce"], &["--at", SIGNED_AT]), 0);
+}
+
+#[test]
+fn what_cannot_become_a_policy_has_its_exit_code() {
+    let bench = Bench::new();
+    std::fs::write(bench.path("empty.json"), "{}").unwrap();
+    std::fs::write(bench.path("debug.json"), format!("{{\"PCR0\": \"{}\"}}", "00".repeat(48))).unwrap();
+    std::fs::write(bench.path("odd.yaml"), "version: 1\nbuilds: []\nmax-age: 3\n").unwrap();
+    for (arguments, code) in [
+        (&["policy", "from", "no-such-file"][..], 66),
+        (&["policy", "from", "document"], 65),
+        (&["policy", "from", "empty.json"], 65),
+        (&["policy", "from", "debug.json"], 64),
+        (&["policy", "from", "app.eif", "--registers", "1"], 64),
+        (&["policy", "from", "app.eif", "-o", "no/such/directory"], 73),
+        (&["policy", "from"], 64),
+        (&["policy", "check", "odd.yaml"], 64),
+        (&["policy", "check", "no-such-file"], 66),
+        (&["verify", "document", "--no-nonce", "--policy", "odd.yaml"], 64),
+        (&["verify", "document", "--no-nonce", "--policy", "odd.yaml", "--any-measurement"], 64),
+    ] {
+        let output = bench.run(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+}
