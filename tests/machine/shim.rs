@@ -29,7 +29,7 @@ pub struct Shim {
 pub const MEMORY_64: &str = "memory_mib: 64\n";
 
 impl Shim {
-    /// `enclave-shim run` of `image`, ingress to 8080 and 8081, memory 64 MiB.
+    /// `enclave-shim run` of `image`, ingress to 8080, 8081 and 8082, memory 64 MiB.
     pub fn start(node: &Node, image: &Image) -> Shim {
         Shim::with_config(node, image, MEMORY_64)
     }
@@ -193,6 +193,7 @@ pub fn config_file(node: &Node, extra: &str) -> PathBuf {
         "ingress:
   - {{listen: 127.0.0.1:0, port: 8080}}
   - {{listen: 127.0.0.1:0, port: 8081}}
+  - {{listen: 127.0.0.1:0, port: 8082}}
 http: {{listen: 127.0.0.1:0}}
 log: {{format: json, level: debug}}
 termination_log: {}

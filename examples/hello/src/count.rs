@@ -2,6 +2,7 @@
 //! `COUNT SHA256\n`, and closes. Shows that a half-close passes both ways.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,21 +16,44 @@ pub(crate) async fn serve(stream: TcpStream) {
 }
 
 async fn answer(mut stream: TcpStream) -> io::Result<()> {
+    let line = tally(&mut stream).await?;
+    stream.write_all(line.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+/// The other way round: shuts down its own side first and then reads what the
+/// peer still sends. [`last`] tells what that was.
+pub(crate) async fn serve_shut_down(mut stream: TcpStream) {
+    let counted = async {
+        stream.shutdown().await?;
+        tally(&mut stream).await
+    };
+    match counted.await {
+        Ok(line) => *LAST.lock().unwrap_or_else(PoisonError::into_inner) = line,
+        Err(error) => eprintln!("hello: counting: {error}"),
+    }
+}
+
+static LAST: Mutex<String> = Mutex::new(String::new());
+
+/// The last line that [`serve_shut_down`] counted; empty before the first.
+pub(crate) fn last() -> String {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+async fn tally(stream: &mut TcpStream) -> io::Result<String> {
     let mut digest = Context::new(&SHA256);
     let mut buffer = vec![0; 64 * 1024];
     let mut count = 0;
     loop {
         match stream.read(&mut buffer).await? {
-            0 => break,
+            0 => return Ok(format!("{count} {}\n", hex::encode(digest.finish()))),
             read => {
                 digest.update(&buffer[..read]);
                 count += read;
             }
         }
     }
-    let line = format!("{count} {}\n", hex::encode(digest.finish()));
-    stream.write_all(line.as_bytes()).await?;
-    stream.shutdown().await
 }
 
 #[cfg(test)]

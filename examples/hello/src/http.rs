@@ -6,6 +6,7 @@
 //! GET  /whoami      JSON             POST /exit/CODE   the process exits
 //! GET  /bytes/N     N known bytes    POST /abort       the process dies of SIGSEGV
 //! GET  /slow/MS     after MS ms      GET  /probe       JSON: what it may do
+//! GET  /last        what port 8082 counted last
 //! ```
 
 use std::convert::Infallible;
@@ -28,7 +29,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::probe;
+use crate::{count, probe};
 
 const PAGE: &str = "<!doctype html><title>hello</title><h1>Hello from an enclave</h1>\n";
 /// `/bytes` repeats this many values: a prime, so that no buffer size hides a shift.
@@ -68,6 +69,7 @@ async fn answer(request: Request<Incoming>) -> Answer {
         (&Method::GET, "env", "") => typed("text/plain; charset=utf-8", environment()),
         (&Method::GET, "whoami", "") => json(who()),
         (&Method::GET, "probe", "") => json(probe::all()),
+        (&Method::GET, "last", "") => typed("text/plain; charset=utf-8", count::last()),
         (&Method::GET, "bytes", count) => with_number(count, |left| {
             Response::new(Pattern { sent: 0, left }.map_err(|never| match never {}).boxed())
         }),

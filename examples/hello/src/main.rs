@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! 8080  HTTP/1.1, see [`http`]
-//! 8081  raw TCP, see [`count`]
+//! 8081  raw TCP: counts what comes, answers after the peer's half-close, see [`count`]
+//! 8082  raw TCP: half-closes first, counts what still comes, see [`count`]
 //! ```
 //! SIGTERM: no new connection, requests in flight are finished, exit 0.
 
@@ -14,6 +15,7 @@ mod http;
 mod probe;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
 
 use anyhow::Context;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 const HTTP_PORT: u16 = 8080;
 const COUNT_PORT: u16 = 8081;
+const SHUT_DOWN_PORT: u16 = 8082;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -31,10 +34,13 @@ async fn main() -> anyhow::Result<()> {
     let connections = TaskTracker::new();
     let web = listen(HTTP_PORT).await?;
     let counter = listen(COUNT_PORT).await?;
+    let shut_down = listen(SHUT_DOWN_PORT).await?;
     println!("hello: listening on {HTTP_PORT} and {COUNT_PORT}");
+    notify()?;
     tokio::join!(
         accept(web, &connections, &stop, |stream| http::serve(stream, stop.clone())),
         accept(counter, &connections, &stop, count::serve),
+        accept(shut_down, &connections, &stop, count::serve_shut_down),
         async {
             terminate.recv().await;
             println!("hello: stopping");
@@ -44,6 +50,18 @@ async fn main() -> anyhow::Result<()> {
     connections.close();
     connections.wait().await;
     println!("hello: stopped");
+    Ok(())
+}
+
+/// Says that it is ready, where somebody listens for it (sd_notify(3)).
+/// HELLO_SILENT=1 keeps it quiet.
+fn notify() -> anyhow::Result<()> {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    if std::env::var_os("HELLO_SILENT").is_none() {
+        UnixDatagram::unbound()?
+            .send_to(b"READY=1", &socket)
+            .with_context(|| format!("cannot notify {}", socket.display()))?;
+    }
     Ok(())
 }
 
