@@ -1,0 +1,27 @@
+//! Sets a Kubernetes node up for enclaves and offers them to its pods.
+#![forbid(unsafe_code)]
+
+mod device_plugin;
+mod exit;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Sets a Kubernetes node up for enclaves and offers them to its pods.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+enum Command {
+    DevicePlugin(device_plugin::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Command::try_parse() {
+        Ok(Command::DevicePlugin(args)) => device_plugin::run(&args),
+        Err(error) => return exit::usage(&error),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
