@@ -1,17 +1,22 @@
 //! One direction of a relay.
 //!
 //! ```text
-//! Carrying ──end of stream──▶ Emptying ──buffer empty──▶ Closing ──shut down──▶ Done
+//! Waiting ──bytes──▶ Emptying ──buffer empty──▶ Waiting
+//!    └──end of stream──▶ Closing ──shut down──▶ Done
 //! ```
-//! While a write must wait, reading goes on into the free part of the buffer:
-//! small pieces become one larger write, and nothing ever waits for more.
+//! While a write must wait, reading goes on up to one full write: small pieces
+//! become one larger write, and nothing ever waits for more.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::VSOCK_WRITE_MAX;
+use crate::pool::Buffer;
+use crate::vsock::SLICES;
 
 /// Which half failed.
 #[derive(Debug)]
@@ -22,7 +27,8 @@ pub(crate) enum Error {
 
 #[derive(Debug)]
 pub(crate) struct Direction {
-    buffer: Box<[u8]>,
+    /// There is one while bytes are under way.
+    buffer: Option<Buffer>,
     /// `buffer[start..end]` is read and not yet written.
     start: usize,
     end: usize,
@@ -34,10 +40,10 @@ pub(crate) struct Direction {
 }
 
 impl Direction {
-    /// A direction with a buffer of `capacity` bytes that writes at most `write_max` at once.
-    pub(crate) fn new(capacity: usize, write_max: usize) -> Direction {
+    /// A direction that writes at most `write_max` bytes at once.
+    pub(crate) fn new(write_max: usize) -> Direction {
         Direction {
-            buffer: vec![0; capacity].into_boxed_slice(),
+            buffer: None,
             start: 0,
             end: 0,
             ended: false,
@@ -62,13 +68,15 @@ impl Direction {
         counter: &AtomicU64,
     ) -> Poll<Result<(), Error>> {
         while !self.done {
-            let filled = self.poll_fill(context, reader.as_mut())?;
-            if self.start < self.end {
-                ready!(self.poll_drain(context, writer.as_mut(), counter))?;
+            if self.held() > 0 {
+                if self.poll_drain(context, writer.as_mut(), counter)?.is_pending() {
+                    self.collect(context, reader)?;
+                    return Poll::Pending;
+                }
             } else if self.ended {
                 ready!(writer.as_mut().poll_shutdown(context)).map_err(Error::Write)?;
                 self.done = true;
-            } else if filled.is_pending() {
+            } else if self.poll_fill(context, reader.as_mut())?.is_pending() {
                 self.poll_flush(context, writer)?;
                 return Poll::Pending;
             }
@@ -76,33 +84,68 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once into the free end of the buffer, if there is one.
+    /// Bytes read and not yet written.
+    fn held(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Reads what is there until a full write to a vsock is held.
+    fn collect<R: AsyncRead>(
+        &mut self,
+        context: &mut Context<'_>,
+        mut reader: Pin<&mut R>,
+    ) -> Result<(), Error> {
+        while !self.ended && self.held() < VSOCK_WRITE_MAX {
+            if self.poll_fill(context, reader.as_mut())?.is_pending() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once behind what is held. A buffer is kept only if there are bytes for it.
     fn poll_fill<R: AsyncRead>(
         &mut self,
         context: &mut Context<'_>,
         reader: Pin<&mut R>,
     ) -> Poll<Result<(), Error>> {
-        if self.ended || self.end == self.buffer.len() {
-            return Poll::Ready(Ok(()));
-        }
-        let mut free = ReadBuf::new(&mut self.buffer[self.end..]);
-        ready!(reader.poll_read(context, &mut free)).map_err(Error::Read)?;
+        let mut buffer = self.buffer.take().unwrap_or_else(Buffer::take);
+        let bytes = buffer.bytes_mut();
+        bytes.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.held());
+        let mut free = ReadBuf::new(&mut bytes[self.end..]);
+        let outcome = reader.poll_read(context, &mut free);
         let count = free.filled().len();
-        self.ended = count == 0;
         self.end += count;
+        if self.held() > 0 {
+            self.buffer = Some(buffer);
+        }
+        ready!(outcome).map_err(Error::Read)?;
+        self.ended = count == 0;
         Poll::Ready(Ok(()))
     }
 
-    /// Writes once, at most `write_max` bytes.
+    /// Writes once: one piece, or several of `write_max` bytes in one call.
     fn poll_drain<W: AsyncWrite>(
         &mut self,
         context: &mut Context<'_>,
         writer: Pin<&mut W>,
         counter: &AtomicU64,
     ) -> Poll<Result<(), Error>> {
-        let end = self.end.min(self.start.saturating_add(self.write_max));
-        let count =
-            ready!(writer.poll_write(context, &self.buffer[self.start..end])).map_err(Error::Write)?;
+        let Some(buffer) = &self.buffer else { return Poll::Ready(Ok(())) };
+        let held = &buffer.bytes()[self.start..self.end];
+        let written = if held.len() > self.write_max && writer.is_write_vectored() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut count = 0;
+            for (slice, piece) in slices.iter_mut().zip(held.chunks(self.write_max)) {
+                *slice = IoSlice::new(piece);
+                count += 1;
+            }
+            writer.poll_write_vectored(context, &slices[..count])
+        } else {
+            writer.poll_write(context, &held[..held.len().min(self.write_max)])
+        };
+        let count = ready!(written).map_err(Error::Write)?;
         if count == 0 {
             return Poll::Ready(Err(Error::Write(io::ErrorKind::WriteZero.into())));
         }
@@ -110,8 +153,9 @@ impl Direction {
         self.moved += count as u64;
         counter.fetch_add(count as u64, Ordering::Relaxed);
         self.flushed = false;
-        if self.start == self.end {
+        if self.held() == 0 {
             (self.start, self.end) = (0, 0);
+            self.buffer = None;
         }
         Poll::Ready(Ok(()))
     }

@@ -14,6 +14,8 @@
 #![forbid(unsafe_code)]
 
 mod direction;
+mod pool;
+mod vsock;
 
 use std::future::poll_fn;
 use std::io;
@@ -27,6 +29,7 @@ use tokio::net::TcpStream;
 use tokio_vsock::VsockStream;
 
 use direction::Direction;
+use vsock::Vsock;
 
 /// Longest single write to a vsock, in bytes.
 ///
@@ -34,11 +37,6 @@ use direction::Direction;
 /// newer (commit 6693731487a8) and are silently corrupted on Nitro; 31 KiB
 /// stays below 32 KiB with the packet's header.
 pub const VSOCK_WRITE_MAX: usize = 31 * 1024;
-
-/// Buffer towards the vsock: two full writes.
-const TO_VSOCK_BUFFER: usize = 2 * VSOCK_WRITE_MAX;
-/// Buffer from the vsock: no write limit, so as few system calls as pay off.
-const FROM_VSOCK_BUFFER: usize = 128 * 1024;
 
 /// Bytes carried so far, over all relays that share it.
 #[derive(Debug, Default)]
@@ -92,9 +90,10 @@ pub enum RelayError {
 /// Carries until both directions have ended. On an error the TCP peer is reset.
 pub async fn relay(
     mut tcp: TcpStream,
-    mut vsock: VsockStream,
+    vsock: VsockStream,
     counters: &Counters,
 ) -> Result<Moved, RelayError> {
+    let mut vsock = Vsock::new(vsock).map_err(|source| RelayError::Vsock { moved: Moved::default(), source })?;
     let outcome = carry(&mut tcp, &mut vsock, counters).await;
     if outcome.is_err() {
         // Without this the kernel would close with FIN: the peer would take a cut stream for a whole one.
@@ -110,8 +109,8 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut inward = Direction::new(TO_VSOCK_BUFFER, VSOCK_WRITE_MAX);
-    let mut outward = Direction::new(FROM_VSOCK_BUFFER, usize::MAX);
+    let mut inward = Direction::new(VSOCK_WRITE_MAX);
+    let mut outward = Direction::new(usize::MAX);
     let ended = poll_fn(|context| {
         let inward_done =
             inward.poll(context, Pin::new(&mut *tcp), Pin::new(&mut *vsock), &counters.to_vsock);

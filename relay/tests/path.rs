@@ -126,6 +126,29 @@ async fn no_write_to_the_vsock_is_longer_than_the_cap() {
 }
 
 #[tokio::test]
+async fn a_client_that_reads_slowly_gets_everything() {
+    let (mut client, mut near) = duplex(100);
+    let (mut enclave, mut far) = duplex(1 << 20);
+    let counters = Counters::default();
+    let payload: Vec<u8> = (0..2_000_000u32).map(|index| (index % 251) as u8).collect();
+    let peers = async {
+        let send = async {
+            enclave.write_all(&payload).await.unwrap();
+            enclave.shutdown().await.unwrap();
+        };
+        let mut received = Vec::new();
+        let receive = async {
+            client.read_to_end(&mut received).await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        tokio::join!(send, receive);
+        assert!(received == payload, "payload changed");
+    };
+    let (moved, ()) = tokio::join!(carry(&mut near, &mut far, &counters), peers);
+    assert_eq!(moved.unwrap(), Moved { to_vsock: 0, from_vsock: 2_000_000 });
+}
+
+#[tokio::test]
 async fn an_error_ends_both_directions_and_names_its_side() {
     let (_client, mut near) = duplex(64);
     let (_enclave, far) = duplex(64);

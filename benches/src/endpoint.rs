@@ -1,0 +1,85 @@
+//! Addresses of either family, and blocking sockets on them.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use anyhow::{Context, bail};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// Queue of connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// `tcp:ADDRESS:PORT` or `vsock:CID:PORT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Tcp(SocketAddr),
+    Vsock { cid: u32, port: u32 },
+}
+
+impl Endpoint {
+    pub(crate) fn listen(self) -> io::Result<Socket> {
+        let socket = self.socket()?;
+        if matches!(self, Endpoint::Tcp(_)) {
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&self.address())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    }
+
+    pub(crate) fn dial(self) -> io::Result<Socket> {
+        let socket = self.socket()?;
+        socket.connect(&self.address())?;
+        prepare(&socket, self)?;
+        Ok(socket)
+    }
+
+    fn socket(self) -> io::Result<Socket> {
+        let domain = match self {
+            Endpoint::Tcp(address) => Domain::for_address(address),
+            Endpoint::Vsock { .. } => Domain::VSOCK,
+        };
+        Socket::new(domain, Type::STREAM, None)
+    }
+
+    fn address(self) -> SockAddr {
+        match self {
+            Endpoint::Tcp(address) => address.into(),
+            Endpoint::Vsock { cid, port } => SockAddr::vsock(cid, port),
+        }
+    }
+}
+
+/// Small answers must not wait for an acknowledgement.
+pub(crate) fn prepare(socket: &Socket, endpoint: Endpoint) -> io::Result<()> {
+    match endpoint {
+        Endpoint::Tcp(_) => socket.set_tcp_nodelay(true),
+        Endpoint::Vsock { .. } => Ok(()),
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Endpoint> {
+        match text.split_once(':') {
+            Some(("tcp", address)) => Ok(Endpoint::Tcp(address.parse().context(address.to_owned())?)),
+            Some(("vsock", address)) => {
+                let (cid, port) = address.split_once(':').context("vsock:CID:PORT")?;
+                Ok(Endpoint::Vsock { cid: cid.parse()?, port: port.parse()? })
+            }
+            _ => bail!("{text} is neither tcp:ADDRESS:PORT nor vsock:CID:PORT"),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Tcp(address) => write!(formatter, "tcp:{address}"),
+            Endpoint::Vsock { cid, port } => write!(formatter, "vsock:{cid}:{port}"),
+        }
+    }
+}

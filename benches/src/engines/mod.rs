@@ -1,0 +1,57 @@
+//! The relays that were explored, behind one program.
+//!
+//! Only [`Engine::Ours`] ships; the others are kept so that their figures in
+//! docs/performance.md can be measured again.
+
+mod raw;
+mod shared;
+mod splice;
+
+use std::io;
+
+use socket2::Socket;
+
+use crate::endpoint::Endpoint;
+
+/// How bytes are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Engine {
+    /// Blocking, two threads a connection, 64 KiB, no write cap: the yardstick
+    Raw,
+    /// The relay crate, as shim and agent use it
+    Ours,
+    /// The runtime's own copy loop, 8 KiB a direction
+    Small,
+    /// The same with 256 KiB a direction, held for life, and the write cap
+    Owned,
+    /// Pages moved through a pipe, at most 31 KiB at a time into the vsock
+    Splice,
+}
+
+impl Engine {
+    /// Every connection costs threads.
+    pub(crate) fn is_threaded(self) -> bool {
+        self == Engine::Raw
+    }
+}
+
+/// Where tasks run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Runtime {
+    /// One runtime with a worker per core, which steal from one another
+    Shared,
+    /// One single-threaded runtime per core, connections dealt out in turn
+    PerCore,
+}
+
+/// Relays what comes to `listen` for the rest of the process.
+pub(crate) fn run(engine: Engine, runtime: Runtime, listen: Endpoint, to: Endpoint) -> io::Result<()> {
+    let listener = listen.listen()?;
+    println!("ready");
+    match engine {
+        Engine::Raw => raw::run(&listener, listen, to),
+        _ => shared::run(engine, runtime, listener, listen, to),
+    }
+}
+
+type Listener = Socket;

@@ -1,0 +1,45 @@
+//! The yardstick: blocking, two threads a connection, 64 KiB buffers, no write cap.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::thread;
+
+use socket2::Socket;
+
+use crate::endpoint::{Endpoint, prepare};
+
+const BUFFER: usize = 64 * 1024;
+
+/// Relays everything that comes to `listener`, for the rest of the process.
+pub(crate) fn run(listener: &Socket, listen: Endpoint, to: Endpoint) -> io::Result<()> {
+    loop {
+        let (near, _) = listener.accept()?;
+        prepare(&near, listen)?;
+        thread::Builder::new().spawn(move || {
+            // Broken connections are dropped; the peers see that.
+            let _ = both(near, to);
+        })?;
+    }
+}
+
+fn both(near: Socket, to: Endpoint) -> io::Result<()> {
+    let near = Arc::new(near);
+    let far = Arc::new(to.dial()?);
+    let (reader, writer) = (Arc::clone(&far), Arc::clone(&near));
+    let back = thread::Builder::new().spawn(move || one_way(&reader, &writer))?;
+    let forth = one_way(&near, &far);
+    let _ = back.join();
+    forth
+}
+
+fn one_way(mut from: &Socket, mut to: &Socket) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return to.shutdown(Shutdown::Write);
+        }
+        to.write_all(&buffer[..count])?;
+    }
+}

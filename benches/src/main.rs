@@ -1,0 +1,85 @@
+//! Measures the relay against its peers on the same sockets.
+//!
+//! Run it under fakenitro: one side of every connection is a vsock.
+//! Read [`run`] first.
+
+#![forbid(unsafe_code)]
+
+mod contender;
+mod endpoint;
+mod engines;
+mod meter;
+mod peer;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use endpoint::Endpoint;
+use engines::{Engine, Runtime};
+
+/// Usage errors of every program of this project.
+const USAGE: u8 = 64;
+
+/// Measures relays between TCP and vsock
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Relay everything from one endpoint to another
+    Relay {
+        #[arg(long, value_enum)]
+        engine: Engine,
+        #[arg(long, value_enum, default_value_t = Runtime::Shared)]
+        runtime: Runtime,
+        /// tcp:ADDRESS:PORT or vsock:CID:PORT
+        #[arg(long)]
+        listen: Endpoint,
+        /// tcp:ADDRESS:PORT or vsock:CID:PORT
+        #[arg(long)]
+        to: Endpoint,
+    },
+    /// Answer as the far end of a measured connection does
+    Serve {
+        /// tcp:ADDRESS:PORT or vsock:CID:PORT
+        listen: Vec<Endpoint>,
+    },
+    /// Compare contenders and write the figures as JSON
+    Run(run::Plan),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let outcome = match cli.task {
+        Task::Relay { engine, runtime, listen, to } => {
+            engines::run(engine, runtime, listen, to).map_err(anyhow::Error::from)
+        }
+        Task::Serve { listen } => peer::serve_all(&listen).map_err(anyhow::Error::from),
+        Task::Run(plan) => run::run(&plan),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where tools that are no part of this project are installed by scripts/bench.sh.
+fn default_tools() -> PathBuf {
+    PathBuf::from("target/tools/bin")
+}

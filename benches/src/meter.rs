@@ -1,0 +1,64 @@
+//! What a process has used, seen from outside.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
+const EVENT: &str = "raw_syscalls:sys_enter";
+
+/// CPU time of a process, its past threads, and its ended children.
+pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
+    let own: Duration = clock_gettime(clock_getcpuclockid(Pid::from_raw(pid as i32))?)?.into();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name may hold blanks; the fields after it are counted from its end.
+    let fields: Vec<&str> = stat.rsplit_once(')').context("stat")?.1.split_whitespace().collect();
+    let children: u64 = fields[13].parse::<u64>()? + fields[14].parse::<u64>()?;
+    Ok(own + Duration::from_millis(children * 10))
+}
+
+/// Resident bytes of a process that it shares with no other.
+pub(crate) fn memory(pid: u32) -> anyhow::Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    private
+        .map(|line| {
+            let kib = line.split_whitespace().nth(1).context("smaps_rollup")?;
+            Ok(kib.parse::<u64>()? * 1024)
+        })
+        .sum()
+}
+
+/// Counts the system calls of a process and of threads that it starts.
+#[derive(Debug)]
+pub(crate) struct SystemCalls {
+    perf: Child,
+}
+
+impl SystemCalls {
+    /// Counting has begun when this returns.
+    pub(crate) fn start(pid: u32) -> anyhow::Result<SystemCalls> {
+        let mut command = Command::new("perf");
+        command.args(["stat", "-x", ",", "-e", EVENT, "-p", &pid.to_string()]);
+        // perf starts the command once it counts, and counts until it ends.
+        command.args(["--", "sh", "-c", "echo on; exec cat"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut perf = command.spawn().context("cannot start perf")?;
+        let output = perf.stdout.as_mut().context("perf")?;
+        output.read_exact(&mut [0; 3]).context("perf did not begin")?;
+        Ok(SystemCalls { perf })
+    }
+
+    pub(crate) fn stop(mut self) -> anyhow::Result<u64> {
+        drop(self.perf.stdin.take());
+        let report = self.perf.wait_with_output()?;
+        let report = String::from_utf8_lossy(&report.stderr);
+        let line = report.lines().find(|line| line.contains(EVENT)).context("perf counted nothing")?;
+        let count = line.split(',').next().unwrap_or_default();
+        count.parse().with_context(|| format!("perf said {line}"))
+    }
+}

@@ -1,0 +1,108 @@
+//! A vsock whose writes keep the cap and cost few system calls.
+//!
+//! A vectored write here is one `sendmmsg(2)`: every slice is a write of its
+//! own to the vsock, as long as the slice and no longer. A short read means
+//! that the socket is empty, so the read that would say so is not made.
+
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, send, sendmmsg};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::UnixStream;
+use tokio_vsock::VsockStream;
+
+/// Slices of one vectored write.
+pub(crate) const SLICES: usize = 8;
+
+/// The descriptor is a vsock's. Tokio's type for stream sockets without
+/// addresses only receives and shuts down here, which no family does differently.
+#[derive(Debug)]
+pub(crate) struct Vsock {
+    socket: UnixStream,
+}
+
+impl Vsock {
+    pub(crate) fn new(stream: VsockStream) -> io::Result<Vsock> {
+        let socket = std::os::unix::net::UnixStream::from(OwnedFd::from(stream));
+        Ok(Vsock { socket: UnixStream::from_std(socket)? })
+    }
+
+    /// Tries `write` whenever the socket may have room for `length` bytes.
+    fn poll_send(
+        &self,
+        context: &mut Context<'_>,
+        length: usize,
+        write: impl Fn(&UnixStream) -> rustix::io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.socket.poll_write_ready(context))?;
+            let mut sent = 0;
+            let outcome = self.socket.try_io(Interest::WRITABLE, || {
+                sent = write(&self.socket)?;
+                // Full now: the call that would say so is not made.
+                if sent < length { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match outcome {
+                _ if sent > 0 => return Poll::Ready(Ok(sent)),
+                Ok(()) => return Poll::Ready(Ok(sent)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncRead for Vsock {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Vsock {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(context, bytes.len(), |socket| send(socket, bytes, SendFlags::NOSIGNAL))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let slices = &slices[..slices.len().min(SLICES)];
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        self.poll_send(context, length, |socket| send_each(socket, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+/// The kernel stops at the first message that it cannot take whole, so the
+/// bytes sent are always a prefix (net/socket.c, `__sys_sendmmsg`).
+fn send_each(socket: &UnixStream, slices: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
+    let mut none: [SendAncillaryBuffer<'_, '_, '_>; SLICES] = Default::default();
+    let mut messages: Vec<MMsgHdr<'_>> = slices
+        .iter()
+        .zip(&mut none)
+        .map(|(slice, control)| MMsgHdr::new(std::slice::from_ref(slice), control))
+        .collect();
+    let count = sendmmsg(socket, &mut messages, SendFlags::NOSIGNAL)?;
+    Ok(messages[..count].iter().map(MMsgHdr::bytes_sent).sum())
+}
