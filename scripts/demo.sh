@@ -53,10 +53,10 @@ step inspect "PCR0 ${pcr0:0:16}… (as the build printed it)"
     "$bin/enclave-shim" run --eif "$work/hello.eif" --config examples/hello/shim.yaml >"$work/shim.log" 2>&1 &
 shim=$!
 within 20 curl -sf -o /dev/null "$shim_http/readyz" || fail "not ready within 20 s"
-step run "enclave-shim under fakenitro: ready ($(curl -s "$shim_http/readyz" | tr -d '\n'))"
+step run "enclave-shim under fakenitro: $(curl -s "$shim_http/readyz") after $(sed -n 's/.*serving.*after=//p' "$work/shim.log" | head -n 1 | cut -d. -f1) ms"
 
 curl -sf "$page/" >"$work/page" || fail "no page through the ingress"
-step ingress "GET / answers: $(head -n 1 "$work/page")"
+step ingress "GET / answers: $(sed 's/<title>.*<.title>//; s/<[^>]*>//g' "$work/page" | head -n 1)"
 
 nonce=$(openssl rand -hex 32)
 curl -sf -H 'Accept: application/cbor' "$shim_http/v1/attestation?nonce=$nonce" -o "$work/document.cbor" ||
@@ -65,7 +65,7 @@ step attest "document of $(stat -c %s "$work/document.cbor") bytes for nonce ${n
 
 "$bin/enclavectl" verify "$work/document.cbor" --root-pem "$work/node/dev-root.pem" --nonce "$nonce" \
     --eif "$work/hello.eif" >"$work/verdict" 2>&1 || fail "enclavectl verify: $(cat "$work/verdict")"
-step verify "$(head -n 1 "$work/verdict")"
+step verify "$(head -n 1 "$work/verdict"): $(grep -m 1 -i 'module' "$work/verdict" | tr -s ' ')"
 other=$(openssl rand -hex 32)
 ! "$bin/enclavectl" verify "$work/document.cbor" --root-pem "$work/node/dev-root.pem" --nonce "$other" \
     --eif "$work/hello.eif" >"$work/verdict" 2>&1 || fail "a document for another nonce was accepted"
