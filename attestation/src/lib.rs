@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod anchors;
+pub mod binding;
 mod cache;
 pub mod cbor;
 pub mod chain;
@@ -25,6 +26,8 @@ pub mod identity;
 pub mod policy;
 #[cfg(feature = "policy-file")]
 pub mod policy_file;
+#[cfg(feature = "rustls")]
+pub mod rustls;
 pub mod verify;
 pub mod x509;
 

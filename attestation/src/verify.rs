@@ -101,6 +101,17 @@ impl Verifier {
         self
     }
 
+    /// The same roots and memory under another policy, such as one with the
+    /// nonce of the next request.
+    pub fn with_policy(&self, policy: Policy) -> Self {
+        Self { policy, ..self.clone() }
+    }
+
+    /// What it asks for.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// How many chains are remembered.
     pub fn cached_chains(&self) -> usize {
         self.cache.as_ref().map_or(0, |cache| cache.len())

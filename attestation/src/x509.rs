@@ -245,14 +245,14 @@ impl<'a> Certificate<'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Extension<'a> {
-    oid: &'a [u8],
+pub(crate) struct Extension<'a> {
+    pub(crate) oid: &'a [u8],
     critical: bool,
-    value: &'a [u8],
+    pub(crate) value: &'a [u8],
 }
 
 impl<'a> Extension<'a> {
-    fn read(list: &mut Walker<'a>) -> Result<Self, NotDer> {
+    pub(crate) fn read(list: &mut Walker<'a>) -> Result<Self, NotDer> {
         let mut extension = list.enter(SEQUENCE)?;
         let oid = extension.expect(OID)?.body;
         let critical = boolean_or_false(&mut extension)?;
@@ -275,7 +275,7 @@ fn boolean_or_false(walker: &mut Walker<'_>) -> Result<bool, NotDer> {
     }
 }
 
-fn version(tbs: &mut Walker<'_>) -> Result<(), CertificateError> {
+pub(crate) fn version(tbs: &mut Walker<'_>) -> Result<(), CertificateError> {
     const V3: &[u8] = &[0xa0, 3, INTEGER, 1, 2];
     match tbs.optional(VERSION) {
         Ok(Some(version)) if version.whole == V3 => Ok(()),
