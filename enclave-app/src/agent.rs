@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_vsock::VsockStream;
 use wire::port;
-use wire::settings::{ROOTFS_PATH, SETTINGS_PATH, Settings};
+use wire::settings::{LogAccess, ROOTFS_PATH, SETTINGS_PATH, Settings};
 
 use crate::attestation::{self, Notary};
 use crate::boot::Booted;
@@ -35,11 +35,12 @@ use crate::launch::{self, Launcher};
 use crate::life::{Action, CLAIM_WINDOW, Event, Life};
 use crate::listener;
 use crate::log::{chain, log};
+use crate::logs::{self, Logs};
 use crate::readiness::Rule;
 
 /// Between SIGTERM and SIGKILL when it is PID 1 that is asked to end.
 const OWN_GRACE: Duration = Duration::from_secs(10);
-/// Control and attestation connections at once; strangers among them are gone after 2 s.
+/// Control, attestation and log connections at once, each; strangers among them are gone after 2 s.
 const MAX_CONNECTIONS: usize = 256;
 /// More threads than this do not make a relay faster, and the CPUs are the workload's.
 const MAX_THREADS: usize = 4;
@@ -102,15 +103,18 @@ impl Agent {
         })
     }
 
-    /// Ports first, so that a failure of anything later can be told.
+    /// Ports before anything that may fail, so that it can be told.
     async fn live(mut self, booted: Booted) {
         let Booted { machine, nsm } = booted;
         let notary = nsm.and_then(|nsm| Notary::start(nsm).map_err(|error| error.to_string()));
-        if let Err(error) = self.open_ports(notary.map_err(Arc::from)) {
+        let settings = read_settings();
+        let forwards = settings.as_ref().is_ok_and(|settings| settings.logs == LogAccess::Forward);
+        let logs = Arc::new(Logs::new(Arc::clone(&self.claim), forwards));
+        if let Err(error) = self.open_ports(notary.map_err(Arc::from), &logs) {
             log(&format!("cannot listen on vsock: {error}"));
         }
         self.look_for_other_launchers();
-        if let Err(cause) = machine.and_then(|()| self.launch()) {
+        if let Err(cause) = machine.and_then(|()| self.launch(&settings?, &logs)) {
             self.take(Event::Unlaunchable { cause });
         }
         while !self.life.is_over() {
@@ -195,13 +199,23 @@ impl Agent {
         }
     }
 
-    fn launch(&mut self) -> Result<(), String> {
-        let settings = read_settings()?;
-        let rule = Rule::new(&settings, Path::new(launch::NOTIFY_PATH))
+    fn launch(&mut self, settings: &Settings, logs: &Arc<Logs>) -> Result<(), String> {
+        let rule = Rule::new(settings, Path::new(launch::NOTIFY_PATH))
             .map_err(|error| format!("cannot open {}: {error}", launch::NOTIFY_PATH))?;
         self.ingress = Some(Arc::new(Ingress::open(&settings.ingress).map_err(|error| chain(&error))?));
-        let Launcher { pid, report } = launch::start(Path::new(SETTINGS_PATH), Path::new(ROOTFS_PATH))
-            .map_err(|error| format!("cannot start the launcher: {error}"))?;
+        let outputs = match settings.logs {
+            LogAccess::Deny => None,
+            LogAccess::Forward => {
+                let (outputs, inputs) =
+                    logs::pipes().map_err(|error| format!("cannot make the workload's output: {error}"))?;
+                let logs = Arc::clone(logs);
+                self.beside(async move { logs.pump(inputs).await });
+                Some(outputs)
+            }
+        };
+        let Launcher { pid, report } =
+            launch::start(Path::new(SETTINGS_PATH), Path::new(ROOTFS_PATH), outputs)
+                .map_err(|error| format!("cannot start the launcher: {error}"))?;
         self.workload = Some(pid);
         let events = self.events.clone();
         self.report(async move {
@@ -241,17 +255,23 @@ impl Agent {
         });
     }
 
-    fn open_ports(&self, notary: Result<Notary, Arc<str>>) -> io::Result<()> {
-        let control =
-            Arc::new(Control::new(Arc::clone(&self.claim), self.status.subscribe(), self.events.clone()));
-        self.open_port(port::CONTROL, "control", move |stream| {
-            let control = Arc::clone(&control);
-            async move { drop(control.serve(stream).await) }
+    /// The control port last: who has been welcomed there finds all others open.
+    fn open_ports(&self, notary: Result<Notary, Arc<str>>, logs: &Arc<Logs>) -> io::Result<()> {
+        let logs = Arc::clone(logs);
+        self.open_port(port::LOGS, "logs", move |stream| {
+            let logs = Arc::clone(&logs);
+            async move { drop(logs.serve(stream).await) }
         })?;
         let (claim, notary) = (Arc::clone(&self.claim), Arc::new(notary));
         self.open_port(port::ATTESTATION, "attestation", move |stream| {
             let (claim, notary) = (Arc::clone(&claim), Arc::clone(&notary));
             async move { drop(attestation::serve(&claim, &notary, stream).await) }
+        })?;
+        let control =
+            Arc::new(Control::new(Arc::clone(&self.claim), self.status.subscribe(), self.events.clone()));
+        self.open_port(port::CONTROL, "control", move |stream| {
+            let control = Arc::clone(&control);
+            async move { drop(control.serve(stream).await) }
         })
     }
 

@@ -19,6 +19,8 @@ pub(crate) enum Purpose {
     Control,
     /// Only after a claim.
     Attestation,
+    /// Only after a claim, and when the measured settings allow it.
+    Logs { allowed: bool },
 }
 
 /// The one owner of the enclave, once there is one.
@@ -76,9 +78,13 @@ impl Claim {
         }
         let owner = match purpose {
             Purpose::Control => self.token.get_or_init(|| hello.token.clone()),
-            Purpose::Attestation => self.token.get().ok_or(Refusal::NotClaimed)?,
+            Purpose::Attestation | Purpose::Logs { .. } => self.token.get().ok_or(Refusal::NotClaimed)?,
         };
-        if *owner == hello.token { Ok(()) } else { Err(Refusal::AlreadyClaimed) }
+        match purpose {
+            _ if *owner != hello.token => Err(Refusal::AlreadyClaimed),
+            Purpose::Logs { allowed: false } => Err(Refusal::NotAllowed),
+            _ => Ok(()),
+        }
     }
 }
 

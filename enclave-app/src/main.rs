@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernel ─▶ boot ─▶ agent ──launches──▶ launcher ─▶ workload
-//!                     ├── control, attestation, ingress ◀── vsock ── shim
+//!                     ├── control, attestation, logs, ingress ◀── vsock ── shim
 //!                     └── told by everyone, decided in life
 //! ```
 //!
@@ -25,6 +25,7 @@ mod launch;
 mod life;
 mod listener;
 mod log;
+mod logs;
 mod power;
 mod readiness;
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use wire::settings::{NsmAccess, Ready, Settings, VsockAccess};
+use wire::settings::{LogAccess, NsmAccess, Ready, Settings, VsockAccess};
 
 /// The manifest. Unknown fields are refused.
 #[derive(Debug, Deserialize)]
@@ -41,6 +41,9 @@ pub(crate) struct Manifest {
     /// Use of AF_VSOCK: deny, allow.
     #[serde(default)]
     vsock: VsockAccess,
+    /// Whether the parent may read the workload's output: deny, forward.
+    #[serde(default)]
+    logs: LogAccess,
 }
 
 impl Manifest {
@@ -60,6 +63,7 @@ impl Manifest {
             ready: self.ready,
             nsm: self.nsm,
             vsock: self.vsock,
+            logs: self.logs,
         }
     }
 }
@@ -97,12 +101,12 @@ mod tests {
     #[test]
     fn every_choice_has_its_word() {
         let text = format!(
-            "{HEAD}cmd: [/a]\nready: notify\nnsm: direct\nvsock: allow\nuser: www:www\nworkdir: /srv\n"
+            "{HEAD}cmd: [/a]\nready: notify\nnsm: direct\nvsock: allow\nlogs: forward\nuser: www:www\nworkdir: /srv\n"
         );
         let settings = Manifest::from_yaml(&text).unwrap().settings();
         assert_eq!(
-            (settings.ready, settings.nsm, settings.vsock),
-            (Ready::Notify, NsmAccess::Direct, VsockAccess::Allow)
+            (settings.ready, settings.nsm, settings.vsock, settings.logs),
+            (Ready::Notify, NsmAccess::Direct, VsockAccess::Allow, LogAccess::Forward)
         );
         assert_eq!((settings.user.as_str(), settings.workdir.as_str()), ("www:www", "/srv"));
     }

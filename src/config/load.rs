@@ -132,7 +132,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     for ingress in &config.ingress {
         in_range("ingress.port", ingress.port, 1, u16::MAX)?;
         if wire::port::RESERVED.contains(&u32::from(ingress.port)) {
-            let expected = "but the agent keeps 5700 to 5702 for itself".to_owned();
+            let expected = "but the agent keeps 5700 to 5703 for itself".to_owned();
             return Err(ConfigError::Range {
                 knob: "ingress.port",
                 actual: ingress.port.to_string(),

@@ -6,6 +6,7 @@
 //! ```text
 //! control      hello ─▶ ◀─ greeting   then messages both ways, at any time
 //! attestation  hello ─▶ ◀─ greeting   then request ─▶ ◀─ answer, one at a time
+//! logs         hello ─▶ ◀─ greeting   then the workload's lines, agent to shim only
 //! ingress      no frames: the client's raw bytes, on the workload's own port
 //! ```
 //!
@@ -21,8 +22,8 @@ mod token;
 
 pub use frame::{FrameError, FrameReader, MAX_FRAME, encode};
 pub use message::{
-    AttestationAnswer, AttestationOutcome, AttestationRequest, ExitStatus, Greeting, Hello, PROTOCOL, Phase,
-    Refusal, ToAgent, ToShim,
+    AttestationAnswer, AttestationOutcome, AttestationRequest, ExitStatus, Greeting, Hello, LogLine,
+    LogMessage, LogStream, PROTOCOL, Phase, Refusal, ToAgent, ToShim,
 };
 pub use token::SessionToken;
 
@@ -34,11 +35,13 @@ pub mod port {
     pub const ATTESTATION: u32 = 5701;
     /// The workload's outgoing connections, dialled back by the shim.
     pub const STREAM: u32 = 5702;
+    /// The workload's output, when its settings forward it.
+    pub const LOGS: u32 = 5703;
     /// Where a launcher that is not our shim waits for the byte 0xB7, on CID 3.
     /// Source: the Nitro Enclaves loader's heartbeat.
     pub const HEARTBEAT: u32 = 9000;
     /// Every port that the agent keeps for itself.
-    pub const RESERVED: [u32; 3] = [CONTROL, ATTESTATION, STREAM];
+    pub const RESERVED: [u32; 4] = [CONTROL, ATTESTATION, STREAM, LOGS];
 }
 
 /// The byte that an enclave sends once it runs, and that its launcher echoes.

@@ -11,7 +11,7 @@ use crate::SessionToken;
 /// it does not know and names its own.
 pub const PROTOCOL: u16 = 1;
 
-/// The first frame of a control, attestation or stream connection.
+/// The first frame of a control, attestation, stream or log connection.
 ///
 /// The first control hello claims the agent; every later hello must carry the
 /// same token.
@@ -47,7 +47,7 @@ pub enum Refusal {
     #[n(0)]
     #[error("the enclave is claimed by another shim")]
     AlreadyClaimed,
-    /// Attestation or stream connection before any control connection.
+    /// Attestation, stream or log connection before any control connection.
     #[n(1)]
     #[error("the enclave is not claimed yet")]
     NotClaimed,
@@ -63,6 +63,10 @@ pub enum Refusal {
     #[n(3)]
     #[error("the first frame is not a hello")]
     NotAHello,
+    /// The measured settings do not allow what this connection is for.
+    #[n(4)]
+    #[error("the image's settings do not allow it")]
+    NotAllowed,
 }
 
 /// How far the enclave has come. Only ever moves forward.
@@ -202,4 +206,62 @@ pub enum AttestationOutcome {
         #[n(0)]
         cause: String,
     },
+}
+
+/// Which of its outputs a workload wrote to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(index_only)]
+pub enum LogStream {
+    /// Standard output.
+    #[n(0)]
+    Stdout,
+    /// Standard error.
+    #[n(1)]
+    Stderr,
+}
+
+impl LogStream {
+    /// `stdout` or `stderr`.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogStream::Stdout => "stdout",
+            LogStream::Stderr => "stderr",
+        }
+    }
+}
+
+/// One line of a workload's output.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct LogLine {
+    /// Where it was written.
+    #[n(0)]
+    pub stream: LogStream,
+    /// Without its end; what is no UTF-8 is replaced. At most [`LogLine::LONGEST`]
+    /// bytes as they were written: a longer line comes in pieces.
+    #[n(1)]
+    pub text: String,
+}
+
+impl LogLine {
+    /// Bytes of the workload's output in one line.
+    pub const LONGEST: usize = 4 * 1024;
+}
+
+/// Agent to shim, on the log connection. Nothing is said the other way: a shim
+/// that reads slowly makes the agent drop lines, never the workload wait.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum LogMessage {
+    /// The next lines.
+    #[n(0)]
+    Lines {
+        /// How many were dropped just before these.
+        #[n(0)]
+        dropped: u64,
+        /// In the order in which they were read.
+        #[n(1)]
+        lines: Vec<LogLine>,
+    },
+    /// Both outputs are at their end and everything has been said.
+    #[n(1)]
+    End,
 }

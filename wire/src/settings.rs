@@ -36,6 +36,9 @@ pub struct Settings {
     /// Whether the workload may open AF_VSOCK sockets of its own.
     #[serde(default)]
     pub vsock: VsockAccess,
+    /// Whether the parent may read the workload's output in production mode.
+    #[serde(default)]
+    pub logs: LogAccess,
 }
 
 /// When a workload counts as ready.
@@ -73,6 +76,18 @@ pub enum VsockAccess {
     Deny,
     /// It may.
     Allow,
+}
+
+/// Whether the parent may read what a workload writes to its standard output
+/// and error. Measured, because output may hold what the parent must not see.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogAccess {
+    /// It goes to the console, which only debug mode shows.
+    #[default]
+    Deny,
+    /// It goes to the shim, line by line.
+    Forward,
 }
 
 /// Why settings cannot be used.
@@ -186,8 +201,8 @@ mod tests {
         assert_eq!(settings.user, "0:0");
         assert_eq!(settings.workdir, "/");
         assert_eq!(
-            (settings.ready, settings.nsm, settings.vsock),
-            (Ready::Listen, NsmAccess::Socket, VsockAccess::Deny)
+            (settings.ready, settings.nsm, settings.vsock, settings.logs),
+            (Ready::Listen, NsmAccess::Socket, VsockAccess::Deny, LogAccess::Deny)
         );
         assert_eq!(Settings::from_json(&settings.to_json().unwrap()).unwrap(), settings);
     }
@@ -203,6 +218,8 @@ mod tests {
             (r#"{"argv":["/a"],"ingress":[0]}"#, "port 0 is zero"),
             (r#"{"argv":["/a"],"ingress":[80,80]}"#, "port 80 is listed twice"),
             (r#"{"argv":["/a"],"ingress":[5701]}"#, "port 5701 is kept by the agent"),
+            (r#"{"argv":["/a"],"ingress":[5703]}"#, "port 5703 is kept by the agent"),
+            (r#"{"argv":["/a"],"logs":"all"}"#, "not valid"),
         ] {
             let error = Settings::from_json(json.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(message), "{json}: {error}");

@@ -29,6 +29,7 @@ use tokio::net::unix::pipe;
 use wire::settings::{NsmAccess, Ready, Settings, SettingsError, VsockAccess};
 
 use crate::log::{chain, log};
+use crate::logs::Outputs;
 use identity::{Identity, IdentityError};
 use program::ProgramError;
 use rights::RightsError;
@@ -61,9 +62,14 @@ pub(crate) struct Launcher {
 pub(crate) struct Report(PipeReader);
 
 /// Starts the launcher. Its end, or the workload's, is taken by [`crate::children`].
-pub(crate) fn start(settings: &Path, rootfs: &Path) -> io::Result<Launcher> {
+/// Without `outputs` it writes to the console.
+pub(crate) fn start(settings: &Path, rootfs: &Path, outputs: Option<Outputs>) -> io::Result<Launcher> {
     let (report, said) = io::pipe()?;
-    let child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(Outputs { stdout, stderr }) = outputs {
+        command.stdout(stdout).stderr(stderr);
+    }
+    let child = command
         .arg0("launcher")
         .arg(MODE)
         .args([settings, rootfs])
