@@ -7,6 +7,9 @@ use serde::Serialize;
 use super::{Level, Rule, Source};
 use crate::yaml::{Node, Place};
 
+/// Names rules whose findings about an object are known.
+const ALLOW: &str = "enclave-shim/lint-allow";
+
 /// A value in a file.
 #[derive(Debug, Clone, Default)]
 pub struct Spot {
@@ -42,6 +45,9 @@ pub struct Finding {
     /// Index into the sources.
     #[serde(skip)]
     pub source: usize,
+    /// Where the value starts, in bytes.
+    #[serde(skip)]
+    pub offset: usize,
 }
 
 /// An edit of one file.
@@ -102,6 +108,7 @@ impl<'a> Findings<'a> {
             replacement: replacement.into(),
             fix: None,
             source: spot.file,
+            offset: spot.place.bytes.start,
         });
         let last = self.list.len() - 1;
         &mut self.list[last]
@@ -110,6 +117,18 @@ impl<'a> Findings<'a> {
     /// The text that a spot covers in its file.
     pub(super) fn raw(&self, spot: &Spot) -> &'a str {
         self.sources[spot.file].text.get(spot.place.bytes.clone()).unwrap_or_default()
+    }
+
+    /// Leaves out what an object's annotation says is known, unless it is an
+    /// error: `enclave-shim/lint-allow: RULE RULE`.
+    pub(super) fn leave_out(&mut self, file: usize, root: &Node) {
+        let Some(allowed) = root.at(&["metadata", "annotations", ALLOW]).and_then(Node::text) else { return };
+        let object = &root.place.bytes;
+        self.list.retain(|finding| {
+            let within = finding.source == file && object.contains(&finding.offset);
+            let known = finding.level < Level::Error && allowed.split_whitespace().any(|id| id == finding.id);
+            !(within && known)
+        });
     }
 
     pub(super) fn sorted(mut self) -> Vec<Finding> {

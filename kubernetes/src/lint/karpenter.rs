@@ -21,10 +21,8 @@ pub(super) fn check(model: &Model<'_>, findings: &mut Findings<'_>) {
                     findings.add(&KP_VERSION, &object.spot(node), reason, "Karpenter 1.15 or later");
                     let reason = "it still counts the CPUs that the allocator takes from the node, and may place pods \
                                   that then stay Pending";
-                    let replacement = "a NodeOverlay, or kubelet.systemReserved with the enclaves' cpu";
-                    if object.root.at(&["spec", "kubelet", "systemReserved", "cpu"]).is_none() {
-                        findings.add(&KP_CPUS, &object.spot(node), reason, replacement);
-                    }
+                    let replacement = "a NodeOverlay with the cpu that is left; then say that it is known";
+                    findings.add(&KP_CPUS, &object.spot(node), reason, replacement);
                 }
             }
             "NodeOverlay" => overlay(model, object, findings),

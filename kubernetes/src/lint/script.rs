@@ -155,6 +155,8 @@ struct Run {
     /// The first edit of a file that nothing had made yet.
     early_edit: Option<Spot>,
     enabled: Option<Command>,
+    /// Files whose text is known.
+    files: Vec<(String, String)>,
 }
 
 impl Run {
@@ -172,7 +174,7 @@ impl Run {
             seccomp_default: None,
             labels_node: false,
         };
-        Run { boot, config: Config::Missing, early_edit: None, enabled: None }
+        Run { boot, config: Config::Missing, early_edit: None, enabled: None, files: Vec::new() }
     }
 
     /// A file that is there before any command runs.
@@ -189,6 +191,7 @@ impl Run {
             };
         }
         self.unit_text(path, text);
+        self.files.push((path.to_owned(), text.to_owned()));
     }
 
     /// Drop-ins that tie the allocator to kubelet or nodeadm.
@@ -198,6 +201,9 @@ impl Run {
         let is_allocator = |word: &str| word.contains(UNIT) || word.contains(OWN_UNIT);
         for line in text.lines().map(str::trim) {
             let Some((key, value)) = line.split_once('=') else { continue };
+            if is_node_unit(path) && matches!(key, "AssertPathExists" | "ConditionPathExists") {
+                self.boot.is_required = true;
+            }
             if is_node_unit(path) && is_allocator(value) {
                 self.boot.is_required |= matches!(key, "Requires" | "BindsTo" | "Requisite");
                 self.boot.is_before |= key == "After";
@@ -217,6 +223,7 @@ impl Run {
                 self.config = body.map_or(Config::Unknown, |body| Config::Known(body, command.spot.clone()));
             } else if let Some(body) = body {
                 self.unit_text(&target, &body);
+                self.files.push((target, body));
             }
             return;
         }
@@ -238,6 +245,9 @@ impl Run {
                 {
                     self.install(findings);
                 }
+            }
+            "cp" | "install" | "mv" if arguments.last() == Some(&CONFIG_PATH) => {
+                self.copy(arguments, command, findings)
             }
             "sed" => self.sed(arguments, command, findings),
             "systemctl" => self.systemctl(arguments, command),
@@ -295,6 +305,17 @@ impl Run {
                 Config::Known(before, command.spot.clone())
             }
             Some(after) => Config::Known(after, command.spot.clone()),
+            None => Config::Unknown,
+        };
+    }
+
+    /// The allocator's file comes from another one.
+    fn copy(&mut self, arguments: &[&str], command: &Command, findings: &mut Findings<'_>) {
+        self.edit_after_start(command, findings);
+        let from = arguments.len().checked_sub(2).map(|at| arguments[at]).unwrap_or_default();
+        let known = self.files.iter().rev().find(|(path, _)| path == from);
+        self.config = match known {
+            Some((_, text)) => Config::Known(text.clone(), command.spot.clone()),
             None => Config::Unknown,
         };
     }

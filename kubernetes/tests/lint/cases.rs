@@ -20,7 +20,7 @@ const LABEL: &str = "    aws-nitro-enclaves-k8s-dp: enabled\n";
 const FILES: &str = "  files:\n";
 const START: &str = "  - systemctl enable --now nitro-enclaves-allocator.service\n";
 const CLASS: &str = "---\napiVersion: karpenter.k8s.aws/v1\nkind: EC2NodeClass\nmetadata: {name: class}\nspec:\n  enclaveOptions: {enabled: true}\n";
-const OTHER_CLASS: &str = "---\napiVersion: karpenter.k8s.aws/v1\nkind: EC2NodeClass\nmetadata: {name: class}\nspec:\n  enclaveOptions: {enabled: true}\n  kubelet: {systemReserved: {cpu: \"4\"}}\n";
+const OTHER_CLASS: &str = "---\napiVersion: karpenter.k8s.aws/v1\nkind: EC2NodeClass\nmetadata: {name: class, annotations: {enclave-shim/lint-allow: kp-cpus}}\nspec:\n  enclaveOptions: {enabled: true}\n";
 const PLAIN_CLASS: &str = "---\napiVersion: karpenter.k8s.aws/v1\nkind: EC2NodeClass\nmetadata: {name: class}\nspec:\n  amiFamily: AL2023\n";
 const NAMESPACE: &str = "---\napiVersion: v1\nkind: Namespace\n";
 
