@@ -9,6 +9,8 @@ use crate::{
 
 /// Enclaves that one instance can run (AWS user guide).
 const MOST_ENCLAVES: u32 = 4;
+/// Where the shim answers probes, metrics and attestation.
+const SHIM_PORT: u16 = 9090;
 /// The driver's least memory of an enclave, in MiB (NE_ERR_ENCLAVE_MEM_MIN_SIZE).
 const LEAST_MIB: u64 = 64;
 /// What kubelet, the system and the pods need, in MiB.
@@ -110,6 +112,14 @@ pub enum RequestError {
         /// The type's.
         instance: Arch,
     },
+    /// The shim's own port, or a port twice.
+    #[error("ingress port {port} is {why}")]
+    Ingress {
+        /// The port.
+        port: u16,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// Enclaves do not run there.
     #[error("zone {zone:?} is no regular availability zone")]
     Zone {
@@ -122,6 +132,7 @@ impl Sizing {
     /// Checks a request and derives the rest.
     pub fn new(request: &Request) -> Result<Sizing, RequestError> {
         check_text(request)?;
+        check_ingress(&request.ingress)?;
         let capacity = instance(request)?;
         let enclaves = range("enclaves per node", request.enclaves_per_node, 1, MOST_ENCLAVES)?;
         let replicas = range("replicas", request.replicas, 1, 1000)?;
@@ -232,6 +243,19 @@ fn check_text(request: &Request) -> Result<(), RequestError> {
         Some(zone) => Err(RequestError::Zone { zone: zone.clone() }),
         None => Ok(()),
     }
+}
+
+fn check_ingress(ports: &[u16]) -> Result<(), RequestError> {
+    for (index, &port) in ports.iter().enumerate() {
+        let why = match port {
+            0 => "zero",
+            SHIM_PORT => "the shim's own",
+            _ if ports[..index].contains(&port) => "listed twice",
+            _ => continue,
+        };
+        return Err(RequestError::Ingress { port, why });
+    }
+    Ok(())
 }
 
 fn is_label(name: &str) -> bool {

@@ -159,7 +159,8 @@ fn pages_that_cannot_be_shared_are_rounded_up_until_they_can() {
 #[test]
 fn requests_that_cannot_be_met_say_why() {
     type Change = fn(&mut Request);
-    let cases: [(Change, &str); 12] = [
+    let cases: [(Change, &str); 13] = [
+        (|r| r.ingress = vec![80, 9090], "port 9090 is the shim's own"),
         (|r| r.name = "Hello".into(), "name \"Hello\""),
         (|r| r.image = "a:latest".into(), "not pinned"),
         (|r| r.image = "a:1 # x".into(), "characters"),
