@@ -9,6 +9,7 @@ mod manifest;
 mod output;
 mod policy;
 mod progress;
+mod render;
 mod report;
 mod verify;
 
@@ -25,6 +26,7 @@ enum Command {
     Build(build::Args),
     Inspect(inspect::Args),
     Lint(lint::Args),
+    Render(Box<render::Args>),
     Policy(policy::Args),
     Verify(Box<verify::Args>),
 }
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Ok(Command::Build(args)) => build::run(args),
         Ok(Command::Inspect(args)) => inspect::run(args),
         Ok(Command::Lint(args)) => lint::run(args),
+        Ok(Command::Render(args)) => render::run(*args),
         Ok(Command::Policy(args)) => policy::run(args),
         Ok(Command::Verify(args)) => verify::run(*args).or_blame(Blame::Io),
         Err(error) => return usage(&error),
