@@ -72,7 +72,7 @@ pub(crate) struct Knobs {
     /// How long connections are still taken after SIGTERM [default: 3s].
     #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_DRAIN_ACCEPT")]
     pub(crate) drain_accept: Option<Timespan>,
-    /// How long the workload may take to end after its SIGTERM [default: 25s].
+    /// How long the workload may take to end after its SIGTERM [default: 22s].
     #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_DRAIN_GRACE")]
     pub(crate) drain_grace: Option<Timespan>,
     /// How long the enclave may take to be ready [default: 60s].
@@ -84,6 +84,9 @@ pub(crate) struct Knobs {
     /// error, warn, info, debug or trace [default: info].
     #[arg(long, value_name = "LEVEL", env = "ENCLAVE_SHIM_LOG_LEVEL")]
     pub(crate) log_level: Option<LogLevel>,
+    /// Lines of the workload's output a second; 0 for none [default: 1000].
+    #[arg(long, value_name = "COUNT", env = "ENCLAVE_SHIM_LOG_WORKLOAD_LINES")]
+    pub(crate) log_workload_lines: Option<u32>,
     /// Where the reason of a failure is left [default: /dev/termination-log if it exists].
     #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_TERMINATION_LOG")]
     pub(crate) termination_log: Option<PathBuf>,

@@ -79,7 +79,7 @@ impl Control {
     async fn keep(&mut self) -> Failure {
         let mut retry = FIRST_RETRY;
         loop {
-            match self.session.open(wire::port::CONTROL).await {
+            match self.open().await {
                 Ok(conversation) => {
                     tracing::debug!("control connection is up");
                     retry = FIRST_RETRY;
@@ -94,6 +94,12 @@ impl Control {
             sleep(retry).await;
             retry = (retry * 3 / 2).min(LONGEST_RETRY);
         }
+    }
+
+    async fn open(&self) -> Result<Conversation, SessionError> {
+        let reached = self.session.reach(wire::port::CONTROL).await?;
+        let _ = self.events.send(Event::Contact).await;
+        self.session.greet(reached, wire::port::CONTROL).await
     }
 
     async fn converse<S: AsyncRead + AsyncWrite + Unpin>(

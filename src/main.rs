@@ -25,7 +25,9 @@ mod report;
 mod session;
 mod signals;
 mod supervisor;
+mod tail;
 mod timeline;
+mod workload_log;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,6 +59,7 @@ fn execute(run: &Run, timeline: Timeline) -> u8 {
     log::start(&config.log);
     report::end_on_panic(Place::from(&*config));
     tracing::info!(build = log::BUILD, config = effective(&config), "starting");
+    announce(&config);
     if run.dry_run {
         return dry_run(&config, &timeline);
     }
@@ -69,6 +72,18 @@ fn execute(run: &Run, timeline: Timeline) -> u8 {
     // A launch that does not end is the only thing that could be left; the kernel closes it.
     runtime.shutdown_background();
     report::run_ended(&outcome, &config, &timeline)
+}
+
+/// What an operator must not overlook.
+fn announce(config: &Config) {
+    let whole = config.drain.whole().as_secs_f64().ceil();
+    tracing::info!("terminationGracePeriodSeconds of the pod must be at least {whole}");
+    if config.debug {
+        let zero = "0".repeat(96);
+        tracing::warn!("**************** DEBUG MODE: THIS ENCLAVE KEEPS NO SECRETS ****************");
+        tracing::warn!("its console is readable on this instance, and no verifier accepts its documents:");
+        tracing::warn!(pcr0 = zero, pcr1 = zero, pcr2 = zero, "all PCRs are zero in debug mode");
+    }
 }
 
 fn dry_run(config: &Config, timeline: &Timeline) -> u8 {

@@ -16,8 +16,8 @@ use crate::timeline::{Step, Timeline};
 const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
 /// Kubelet shows the last 4096 bytes.
 const TERMINATION_LOG_BYTES: usize = 4096;
-/// Lines of the console in a report.
-const CONSOLE_LINES: usize = 20;
+/// Lines of the console, and of the workload's output, in a report.
+const LAST_LINES: usize = 20;
 
 /// The JSON report. Fields are only ever added.
 #[derive(Debug, Serialize)]
@@ -35,6 +35,8 @@ struct Report<'a> {
     plan: Option<&'a str>,
     timeline: &'a [Step],
     console: &'a [String],
+    /// The end of the workload's output, when its image forwards it.
+    output: &'a [String],
 }
 
 /// Where and how to leave a report.
@@ -66,7 +68,8 @@ pub(crate) fn run_ended(outcome: &Outcome, config: &Config, timeline: &Timeline)
             cid: outcome.cid.map(|cid| cid.get()),
             plan: outcome.plan.as_deref(),
             timeline: &steps,
-            console: &outcome.console.last(CONSOLE_LINES),
+            console: &outcome.console.last(LAST_LINES),
+            output: &outcome.output.last(LAST_LINES),
         };
         leave(&report, &Place::from(config));
     }
@@ -86,6 +89,7 @@ pub(crate) fn not_begun(failure: &Failure, place: &Place) -> u8 {
         plan: None,
         timeline: &[],
         console: &[],
+        output: &[],
     };
     leave(&report, place);
     failure.exit.code()
@@ -174,6 +178,7 @@ mod tests {
             plan: None,
             timeline: &[Step { step: "planned", at_ms: 3 }],
             console: &[],
+            output: &[],
         };
         let json: serde_json::Value = serde_json::to_value(&report).unwrap();
         assert_eq!(json["origin"], "shim");

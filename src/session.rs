@@ -60,10 +60,21 @@ impl Session {
 
     /// A conversation on one of the agent's own ports, past its greeting.
     pub(crate) async fn open(&self, port: u32) -> Result<Conversation, SessionError> {
-        let stream = dial(self.cid.get(), port, PATIENCE)
-            .await
-            .map_err(|source| SessionError::Dial { port, source })?;
-        let mut conversation = Conversation::over(stream);
+        self.greet(self.reach(port).await?, port).await
+    }
+
+    /// A connection to one of the agent's own ports; nothing is said yet.
+    pub(crate) async fn reach(&self, port: u32) -> Result<Conversation, SessionError> {
+        let dialled = dial(self.cid.get(), port, PATIENCE).await;
+        dialled.map(Conversation::over).map_err(|source| SessionError::Dial { port, source })
+    }
+
+    /// Says hello on a connection to `port`.
+    pub(crate) async fn greet(
+        &self,
+        mut conversation: Conversation,
+        port: u32,
+    ) -> Result<Conversation, SessionError> {
         let hello = Hello { version: PROTOCOL, token: self.token.clone() };
         conversation.send(&hello).await?;
         match timeout(PATIENCE, conversation.receive::<Greeting>()).await {

@@ -26,12 +26,16 @@ impl Timeline {
         Timeline { start: Instant::now(), steps: Mutex::new(Vec::new()) }
     }
 
-    /// Notes a step.
+    /// Notes a step. A step is reached once: an agent repeats itself on every
+    /// connection.
     pub(crate) fn reached(&self, step: &'static str) {
         let at = self.elapsed();
         let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
-        tracing::debug!(step, at_ms, "step");
-        self.lock().push(Step { step, at_ms });
+        let mut steps = self.lock();
+        if steps.iter().all(|known| known.step != step) {
+            tracing::debug!(step, at_ms, "step");
+            steps.push(Step { step, at_ms });
+        }
     }
 
     /// Since the start.
@@ -47,5 +51,20 @@ impl Timeline {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Step>> {
         // A list of steps is whole after every push, whoever panicked.
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_noted_once_and_in_order() {
+        let timeline = Timeline::start();
+        for step in ["planned", "agent up", "agent up", "serving", "agent up"] {
+            timeline.reached(step);
+        }
+        let steps: Vec<_> = timeline.steps().into_iter().map(|step| step.step).collect();
+        assert_eq!(steps, ["planned", "agent up", "serving"]);
     }
 }

@@ -100,6 +100,7 @@ fn apply(config: &mut Config, knobs: &Knobs) {
     set(&mut config.boot.timeout, &knobs.boot_timeout);
     set(&mut config.log.format, &knobs.log_format);
     set(&mut config.log.level, &knobs.log_level);
+    set(&mut config.log.workload_lines, &knobs.log_workload_lines);
     config.termination_log = knobs.termination_log.clone().or(config.termination_log.take());
     set(&mut config.device, &knobs.device);
     set(&mut config.limits.connections, &knobs.connections);
@@ -202,7 +203,7 @@ ingress:
 http: {listen: "127.0.0.1:9999"}
 drain: {accept: "1s", grace: "250ms"}
 boot: {timeout: "10s"}
-log: {format: json, level: debug}
+log: {format: json, level: debug, workload_lines: 7}
 termination_log: /tmp/why
 device: /dev/other
 limits: {connections: 10, dial_timeout: "2s"}
@@ -219,7 +220,7 @@ limits: {connections: 10, dial_timeout: "2s"}
         let config = parsed(FULL).unwrap();
         assert_eq!(config.ingress[1].listen, "[::]:8443".parse().unwrap());
         assert_eq!(config.drain.grace.duration().as_millis(), 250);
-        assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!((config.log.format, config.log.workload_lines), (LogFormat::Json, 7));
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
     }

@@ -11,6 +11,7 @@ mod timespan;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -73,9 +74,20 @@ pub(crate) struct Http {
 pub(crate) struct Drain {
     /// How long connections are still taken while endpoints are removed. Default: 3s.
     pub(crate) accept: Timespan,
-    /// How long the workload may take to end after its SIGTERM. Default: 25s,
-    /// so that the whole fits a pod's 30 s.
+    /// How long the workload may take to end after its SIGTERM. Default: 22s,
+    /// so that [`Drain::whole`] fits a pod's default of 30 s.
     pub(crate) grace: Timespan,
+}
+
+impl Drain {
+    /// For a killed workload's last bytes, its exit status and the clean-up.
+    const LEAVE: Duration = Duration::from_secs(5);
+
+    /// From SIGTERM to this process's end at the latest: the least that a pod's
+    /// terminationGracePeriodSeconds may be.
+    pub(crate) fn whole(&self) -> Duration {
+        self.accept.duration() + self.grace.duration() + Drain::LEAVE
+    }
 }
 
 /// The launch.
@@ -87,13 +99,17 @@ pub(crate) struct Boot {
 }
 
 /// The log on stderr.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Log {
     /// Default: text.
     pub(crate) format: LogFormat,
     /// Default: info.
     pub(crate) level: LogLevel,
+    /// Lines of the workload's output a second, if its image forwards them
+    /// (`logs: forward`, level info); more are dropped and counted. 0: none is
+    /// fetched. Default: 1000.
+    pub(crate) workload_lines: u32,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -146,6 +162,12 @@ impl Default for Config {
     }
 }
 
+impl Default for Log {
+    fn default() -> Log {
+        Log { format: LogFormat::Text, level: LogLevel::Info, workload_lines: 1000 }
+    }
+}
+
 impl Default for Http {
     fn default() -> Http {
         Http { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
@@ -154,7 +176,7 @@ impl Default for Http {
 
 impl Default for Drain {
     fn default() -> Drain {
-        Drain { accept: Timespan::from_secs(3), grace: Timespan::from_secs(25) }
+        Drain { accept: Timespan::from_secs(3), grace: Timespan::from_secs(22) }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! GET  /healthz          200 while the process runs
-//! GET  /readyz           200 while clients are served, else 503 and the phase
+//! GET  /readyz           200 while clients are served, else 503; phase and steps
 //! GET  /metrics          Prometheus text
 //! GET  /v1/attestation?nonce=HEX | ?nonce_base64=BASE64
 //! POST /v1/attestation   {"nonce": HEX} | {"nonce_base64": BASE64}
@@ -35,6 +35,7 @@ use tokio_util::task::TaskTracker;
 use crate::attestation::Attestation;
 use crate::proxy::BindError;
 use crate::supervisor::Status;
+use crate::timeline::{Step, Timeline};
 
 /// Clients at a time; the kernel's backlog holds the next ones.
 const CLIENTS: usize = 256;
@@ -52,6 +53,8 @@ pub(crate) struct Pages {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) attestation: Attestation,
+    pub(crate) timeline: Arc<Timeline>,
+    pub(crate) debug: bool,
 }
 
 /// Listens on `listen` (`http.listen`).
@@ -136,10 +139,18 @@ async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer {
     }
 }
 
+/// The phase, then a line for every step so far.
 fn readyz(pages: &Pages) -> Answer {
     let status = pages.status.borrow().clone();
     let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    text(code, format!("{}\n", status.phase))
+    let mut page = format!("{}\n", status.phase);
+    if pages.debug {
+        page.push_str("debug mode: all PCRs are zero\n");
+    }
+    for Step { step, at_ms } in pages.timeline.steps() {
+        page.push_str(&format!("{at_ms:>6} ms  {step}\n"));
+    }
+    text(code, page)
 }
 
 fn metrics(pages: &Pages) -> Answer {

@@ -19,7 +19,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nitro_device::{Cid, RunningEnclave};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -29,7 +28,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use phase::{Circumstances, Ending, Event, Origin, Phase};
 pub(crate) use status::Status;
 
-use crate::attestation::{self, Attestation, Requests};
+use crate::attestation::{self, Requests};
 use crate::boot::{self, Started};
 use crate::config::Config;
 use crate::console::Console;
@@ -39,14 +38,16 @@ use crate::http::{self, Pages};
 use crate::proxy::{self, Bound, Target, Traffic};
 use crate::session::Session;
 use crate::signals::Signals;
+use crate::tail::Tail;
 use crate::timeline::Timeline;
+use crate::workload_log::{self, WorkloadLog};
 use status::StatusBoard;
 
 /// Events on their way; senders wait when it is full.
 const EVENTS: usize = 64;
 const FORWARDED_SIGNALS: usize = 16;
-/// For tasks to end once they are told.
-const TASKS_WITHIN: Duration = Duration::from_secs(2);
+/// For tasks to end once they are told. Part of the drain's whole.
+const TASKS_WITHIN: Duration = Duration::from_millis(500);
 /// For a launch to notice that it is not wanted any more: faulting in a large
 /// memory cannot be interrupted.
 const LAUNCH_WITHIN: Duration = Duration::from_secs(10);
@@ -59,6 +60,8 @@ pub(crate) struct Outcome {
     pub(crate) plan: Option<String>,
     pub(crate) cid: Option<Cid>,
     pub(crate) console: Console,
+    /// The last lines of the workload's output.
+    pub(crate) output: Tail,
 }
 
 /// The life of the enclave. Returns when nothing of it is left.
@@ -74,6 +77,7 @@ pub(crate) async fn run(config: Arc<Config>, timeline: Arc<Timeline>) -> Outcome
             plan: None,
             cid: None,
             console: Console::default(),
+            output: Tail::default(),
         },
     }
 }
@@ -84,6 +88,8 @@ struct Supervisor {
     timeline: Arc<Timeline>,
     phase: Phase,
     deadline: Option<Instant>,
+    /// Once asked to stop: no phase lasts longer.
+    last: Option<Instant>,
     on_the_way: Circumstances,
     board: StatusBoard,
     events: mpsc::Receiver<Event>,
@@ -94,6 +100,10 @@ struct Supervisor {
     hung_up: bool,
     orders: watch::Sender<Order>,
     console: Console,
+    output: Tail,
+    /// Cancelled when nothing of the workload's output is still to come.
+    output_over: CancellationToken,
+    session: Option<Session>,
     traffic: Traffic,
     /// Ends accept loops.
     closing: CancellationToken,
@@ -109,6 +119,7 @@ struct Waiting {
     events: mpsc::Sender<Event>,
     signals: Option<mpsc::Receiver<u8>>,
     requests: Option<Requests>,
+    log_metrics: Option<workload_log::Metrics>,
     listeners: Vec<Bound>,
 }
 
@@ -126,11 +137,19 @@ impl Supervisor {
         let traffic =
             Traffic::new(&config.limits, proxy::Metrics::register(&mut registry), stop.child_token());
         let (attestation, requests) = attestation::queue(attestation::Metrics::register(&mut registry));
+        let log_metrics = workload_log::Metrics::register(&mut registry);
         let (event_sender, events) = mpsc::channel(EVENTS);
         let (signal_sender, forwarded) = mpsc::channel(FORWARDED_SIGNALS);
 
         tasks.spawn(signals.pass_on(event_sender.clone(), signal_sender, stop.clone()));
-        serve_http(&tasks, http, board.subscribe(), registry, attestation, &stop);
+        let pages = Pages {
+            status: board.subscribe(),
+            registry: Arc::new(registry),
+            attestation,
+            timeline: Arc::clone(&timeline),
+            debug: config.debug,
+        };
+        tasks.spawn(http::serve(http, pages, stop.clone()));
         let plan = Arc::new(OnceLock::new());
         let launch = start_launch(&config, &timeline, &plan, &stop);
         Ok(Supervisor {
@@ -138,6 +157,7 @@ impl Supervisor {
             timeline,
             phase: Phase::Launching,
             deadline: None,
+            last: None,
             on_the_way: Circumstances::default(),
             board,
             events,
@@ -148,6 +168,9 @@ impl Supervisor {
             hung_up: false,
             orders: watch::Sender::new(Order::Run),
             console: Console::default(),
+            output: Tail::default(),
+            output_over: CancellationToken::new(),
+            session: None,
             traffic,
             closing: stop.child_token(),
             stop,
@@ -156,6 +179,7 @@ impl Supervisor {
                 events: event_sender,
                 signals: Some(forwarded),
                 requests: Some(requests),
+                log_metrics: Some(log_metrics),
                 listeners,
             },
         })
@@ -180,7 +204,7 @@ impl Supervisor {
                 self.hung_up = true;
                 Event::HungUp
             }
-            () = self.traffic.idle(), if finishing => Event::Idle,
+            () = all_said(&self.traffic, &self.output_over), if finishing => Event::Idle,
             () = until(self.deadline) => Event::TimeOver,
         }
     }
@@ -206,7 +230,12 @@ impl Supervisor {
     fn take(&mut self, event: Event) {
         self.on_the_way.note(&event);
         match &event {
+            Event::Contact => self.timeline.reached("kernel up"),
+            Event::Stop { .. } if self.last.is_none() => {
+                self.last = Some(Instant::now() + self.config.drain.whole() - TASKS_WITHIN);
+            }
             Event::Reached(phase) => {
+                self.fetch_output();
                 self.timeline.reached(match phase {
                     wire::Phase::AgentUp => "agent up",
                     wire::Phase::WorkloadStarted => "workload started",
@@ -221,7 +250,8 @@ impl Supervisor {
             return;
         }
         self.phase = next;
-        self.deadline = self.phase.limit(&self.config).map(|limit| Instant::now() + limit);
+        let limit = self.phase.limit(&self.config).map(|limit| Instant::now() + limit);
+        self.deadline = limit.map(|limit| self.last.map_or(limit, |last| limit.min(last)));
         self.timeline.reached(self.phase.name());
         self.board.show(&self.phase);
         tracing::info!(phase = self.phase.name(), after = ?self.timeline.elapsed(), "phase");
@@ -244,7 +274,10 @@ impl Supervisor {
                 self.closing.cancel();
                 self.orders.send_replace(Order::Hurry);
             }
-            Phase::Finishing(_) => self.closing.cancel(),
+            Phase::Finishing(_) => {
+                self.closing.cancel();
+                self.fetch_output();
+            }
             Phase::Parting(_) => {
                 self.orders.send_replace(Order::Goodbye);
             }
@@ -268,13 +301,28 @@ impl Supervisor {
             self.tasks.spawn(control.run());
         }
         if let Some(requests) = self.waiting.requests.take() {
-            self.tasks.spawn(requests.serve(session, self.stop.clone()));
+            self.tasks.spawn(requests.serve(session.clone(), self.stop.clone()));
         }
+        self.session = Some(session);
         if self.config.debug {
-            tracing::warn!("debug mode: the console is readable and all PCRs are zero");
-            self.tasks.spawn(self.console.clone().follow(cid, self.stop.clone()));
+            let (events, stop) = (self.waiting.events.clone(), self.stop.clone());
+            self.tasks.spawn(self.console.clone().follow(cid, events, stop));
         }
         Ok(())
+    }
+
+    /// The agent has been heard: it may have output of the workload. Once only.
+    fn fetch_output(&mut self) {
+        let Some(metrics) = self.waiting.log_metrics.take() else { return };
+        let over = self.output_over.clone().drop_guard();
+        if let (Some(session), rate @ 1..) = (self.session.clone(), self.config.log.workload_lines) {
+            let log = WorkloadLog { session, rate, tail: self.output.clone(), metrics };
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                log.follow(stop).await;
+                drop(over);
+            });
+        }
     }
 
     /// The workload is ready: take clients.
@@ -317,20 +365,9 @@ impl Supervisor {
             plan: self.plan.get().cloned(),
             cid: self.cid,
             console: self.console,
+            output: self.output,
         }
     }
-}
-
-fn serve_http(
-    tasks: &TaskTracker,
-    listener: TcpListener,
-    status: watch::Receiver<Status>,
-    registry: prometheus_client::registry::Registry,
-    attestation: Attestation,
-    stop: &CancellationToken,
-) {
-    let pages = Pages { status, registry: Arc::new(registry), attestation };
-    tasks.spawn(http::serve(listener, pages, stop.clone()));
 }
 
 /// The launch blocks, so it has a thread of its own; one for all of it, because
@@ -349,6 +386,11 @@ fn start_launch(
         tracing::info!(plan = text, "planned");
         Ok(boot::launch(&config, &image, &plan, &timeline, &stop)?)
     })
+}
+
+async fn all_said(traffic: &Traffic, output_over: &CancellationToken) {
+    traffic.idle().await;
+    output_over.cancelled().await;
 }
 
 async fn present<F: Future + Unpin>(future: Option<F>) -> F::Output {

@@ -49,6 +49,9 @@ pub(crate) enum Phase {
 pub(crate) enum Event {
     /// The enclave runs, with this context id.
     Launched(Cid),
+    /// The enclave gave its first sign of life: a connection taken, or a byte
+    /// on its console.
+    Contact,
     /// The agent has come this far.
     Reached(wire::Phase),
     /// SIGTERM or SIGINT.
@@ -146,7 +149,8 @@ impl Phase {
         }
     }
 
-    /// How long the phase may last before [`Event::TimeOver`].
+    /// How long the phase may last before [`Event::TimeOver`]. After a stop
+    /// signal all of them together are cut to the drain's whole.
     pub(crate) fn limit(&self, config: &Config) -> Option<Duration> {
         match self {
             Phase::Launching | Phase::Serving | Phase::Ended(_) => None,
@@ -320,6 +324,7 @@ mod tests {
     fn any_event() -> impl Strategy<Value = Event> {
         prop_oneof![
             Just(Event::Launched(cid())),
+            Just(Event::Contact),
             Just(Event::Reached(wire::Phase::AgentUp)),
             Just(Event::Reached(wire::Phase::Ready)),
             Just(TERM),

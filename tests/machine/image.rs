@@ -48,7 +48,8 @@ impl Image {
         Image::from_rootfs(node, HELLO, &rootfs)
     }
 
-    fn from_rootfs(node: &Node, manifest: &str, rootfs: &Path) -> Image {
+    /// Any root filesystem.
+    pub fn from_rootfs(node: &Node, manifest: &str, rootfs: &Path) -> Image {
         let name = format!("{:x}", fnv1a(manifest));
         let (app, path) =
             (node.scratch().join(format!("{name}.yaml")), node.scratch().join(format!("{name}.eif")));
