@@ -10,6 +10,12 @@ BIN := target/$(TRIPLE)/debug
 TEST_PAGES := 512
 DEMO_PAGES := 64
 
+# The end-to-end tests need root: every test program is started through sudo
+# where make itself is not root.
+ifneq ($(shell id -u),0)
+export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo --preserve-env
+endif
+
 .PHONY: demo test check bench fuzz kernel qemu programs release clean
 
 demo: programs

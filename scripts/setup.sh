@@ -3,7 +3,7 @@
 # Usage: scripts/setup.sh build|test
 set -euo pipefail
 
-declare -A package_of=([cc]=gcc [make]=make [dpkg-deb]=dpkg [curl]=curl [openssl]=openssl)
+declare -A package_of=([cc]='gcc libc6-dev' [make]=make [dpkg-deb]=dpkg [pgrep]=procps [curl]=curl [openssl]=openssl)
 if [ "${1:-build}" = test ]; then
     package_of+=([python3]=python3 [socat]=socat [cpio]=cpio [ip]=iproute2 [strace]=strace)
 fi
@@ -15,7 +15,8 @@ command -v cargo >/dev/null || {
 
 missing=()
 for program in "${!package_of[@]}"; do
-    command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
+    # shellcheck disable=SC2206 # one program may need several packages
+    command -v "$program" >/dev/null || missing+=(${package_of[$program]})
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
