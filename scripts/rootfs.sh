@@ -2,6 +2,7 @@
 # Makes the root filesystem of examples/hello: one static program and its users.
 # Usage: scripts/rootfs.sh HELLO_BINARY DIRECTORY
 set -euo pipefail
+umask 022
 binary=$1
 root=$2
 # Owners are part of the image, hence of PCR2: everything is root's, whoever builds.
