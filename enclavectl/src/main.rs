@@ -1,6 +1,7 @@
 //! Builds, inspects and verifies enclave images and attestation documents.
 #![forbid(unsafe_code)]
 
+mod attest;
 mod build;
 mod failure;
 mod inspect;
@@ -11,6 +12,7 @@ mod policy;
 mod progress;
 mod render;
 mod report;
+mod tls_tunnel;
 mod verify;
 
 use std::process::ExitCode;
@@ -23,21 +25,25 @@ use crate::failure::{Blame, OrBlame};
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 enum Command {
+    Attest(Box<attest::Args>),
     Build(build::Args),
     Inspect(inspect::Args),
     Lint(lint::Args),
     Render(Box<render::Args>),
     Policy(policy::Args),
+    TlsTunnel(Box<tls_tunnel::Args>),
     Verify(Box<verify::Args>),
 }
 
 fn main() -> ExitCode {
     let outcome = match Command::try_parse() {
+        Ok(Command::Attest(args)) => attest::run(&args),
         Ok(Command::Build(args)) => build::run(args),
         Ok(Command::Inspect(args)) => inspect::run(args),
         Ok(Command::Lint(args)) => lint::run(args),
         Ok(Command::Render(args)) => render::run(*args),
         Ok(Command::Policy(args)) => policy::run(args),
+        Ok(Command::TlsTunnel(args)) => tls_tunnel::run(*args),
         Ok(Command::Verify(args)) => verify::run(*args).or_blame(Blame::Io),
         Err(error) => return usage(&error),
     };

@@ -73,10 +73,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ok(prepared) => prepared,
         Err(failure) => return Ok(failure.report()),
     };
-    judge(&document, &expected, args.nonce.nonce.is_some(), args.clock(), args.json)
+    judge(&document, &expected, args.nonce.nonce.is_some(), args.clock(), args.json).map(ExitCode::from)
 }
 
-/// Verifies `document` and prints the verdict.
+/// Verifies `document` and prints the verdict, which is also the exit code returned.
 ///
 /// # Errors
 /// Only when the verdict cannot be printed.
@@ -86,16 +86,16 @@ pub(crate) fn judge(
     nonce: bool,
     clock: Clock,
     json: bool,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<u8> {
     match Verifier::new(expected.anchors.clone(), expected.policy.clone()).verify(document, clock) {
         Ok(verified) => {
-            let checked = Checked { measurements: expected.measurements, nonce };
+            let checked = Checked { measurements: expected.measurements, nonce, handshake: false };
             Report::new(&verified, clock, checked, expected.build_name(verified.build())).print(json)?;
-            Ok(ExitCode::SUCCESS)
+            Ok(0)
         }
         Err(refusal) => {
-            report::print_refusal(&refusal, json)?;
-            Ok(ExitCode::from(refusal.class().exit_code()))
+            report::print_refusal(refusal.code(), refusal.class(), &refusal, json)?;
+            Ok(refusal.class().exit_code())
         }
     }
 }

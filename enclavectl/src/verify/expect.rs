@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use attestation::{Fingerprint, Pcr, Policy, PolicyFile, TrustAnchors};
 
 use super::input;
@@ -40,9 +40,9 @@ pub(crate) struct Expectations {
     root_pem: Vec<PathBuf>,
 }
 
-/// Which application may be behind the document.
+/// Which application may be behind the document. Some of them are needed.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = true)]
+#[group(required = false, multiple = true)]
 struct MeasurementArgs {
     /// Expected PCR0, the image (96 hexadecimal digits)
     #[arg(long, value_name = "HEX", value_parser = digits::<48>)]
@@ -156,6 +156,10 @@ impl MeasurementArgs {
         let mut build: Vec<(u8, Pcr)> = named.chain(self.pcr.iter().copied()).collect();
         if let Some(path) = &self.eif {
             build.extend(input::measure(path)?);
+        }
+        if build.is_empty() {
+            let missing = "say what is expected: --policy, --eif, --pcr0 and so on, or --any-measurement";
+            return Err(Failure::new(Blame::Usage, anyhow!(missing)));
         }
         Policy::pcrs(build).context("the expected measurements cannot be used").or_blame(Blame::Usage)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use attestation::{Clock, Error, Verified};
+use attestation::{Class, Clock, Verified};
 use serde::{Serialize, Serializer};
 
 /// Everything that a verified document says. Byte strings are hexadecimal,
@@ -34,6 +34,9 @@ pub(crate) struct Report {
 pub(crate) struct Checked {
     pub(crate) measurements: bool,
     pub(crate) nonce: bool,
+    /// The key that the document speaks for signed a TLS handshake.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) handshake: bool,
 }
 
 /// A refusal, without a word of what the document says.
@@ -91,7 +94,9 @@ impl Report {
         if !self.checked.measurements {
             writeln!(out, "NOT CHECKED: measurements, so this may be any application")?;
         }
-        if !self.checked.nonce {
+        if self.checked.handshake {
+            writeln!(out, "handshake signed by the enclave's key")?;
+        } else if !self.checked.nonce {
             writeln!(out, "NOT CHECKED: nonce, so this may be a replay")?;
         }
         if self.debug {
@@ -122,20 +127,25 @@ impl Report {
 }
 
 /// JSON goes to standard output, text to standard error.
-pub(crate) fn print_refusal(refusal: &Error, json: bool) -> io::Result<()> {
+pub(crate) fn print_refusal(
+    code: &str,
+    class: Class,
+    refusal: &dyn std::error::Error,
+    json: bool,
+) -> io::Result<()> {
     let mut error = refusal.to_string();
-    let mut cause = std::error::Error::source(refusal);
+    let mut cause = refusal.source();
     while let Some(source) = cause {
         error = format!("{error}: {source}");
         cause = source.source();
     }
     if json {
-        let refusal = Refusal { verified: false, code: refusal.code(), class: refusal.class().name(), error };
+        let refusal = Refusal { verified: false, code, class: class.name(), error };
         let mut out = io::stdout().lock();
         serde_json::to_writer_pretty(&mut out, &refusal)?;
         return writeln!(out);
     }
-    writeln!(io::stderr(), "REFUSED ({}): {error}\ncode {}", refusal.class().name(), refusal.code())
+    writeln!(io::stderr(), "REFUSED ({}): {error}\ncode {code}", class.name())
 }
 
 fn rfc3339(time: SystemTime) -> String {
