@@ -4,6 +4,7 @@
 mod device_plugin;
 mod exit;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -16,7 +17,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Command::try_parse() {
+    let outcome = match Command::try_parse_from(arguments()) {
         Ok(Command::DevicePlugin(args)) => device_plugin::run(&args),
         Err(error) => return exit::usage(&error),
     };
@@ -24,4 +25,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// AWS's device plugin is asked for its version in Go's way.
+fn arguments() -> impl Iterator<Item = OsString> {
+    std::env::args_os().map(|argument| if argument == "-version" { "--version".into() } else { argument })
 }

@@ -1,0 +1,110 @@
+//! What the plugin counts.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::offer::{Kind, Offer};
+
+/// Shared by everything that counts; a clone counts in the same place.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Metrics {
+    devices: Family<DeviceLabels, Gauge>,
+    allocations: Family<OutcomeLabels, Counter>,
+    registrations: Family<OutcomeLabels, Counter>,
+    watchers: Family<ResourceLabels, Gauge>,
+    restarts: Counter,
+    split_cores: Counter,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Outcome {
+    /// As asked.
+    Ok,
+    /// Refused, or it failed.
+    Failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeviceLabels {
+    resource: Resource,
+    healthy: Health,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    resource: Resource,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResourceLabels {
+    resource: Resource,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Resource {
+    Enclaves,
+    Cpus,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Health {
+    Yes,
+    No,
+}
+
+impl From<Kind> for Resource {
+    fn from(kind: Kind) -> Resource {
+        match kind {
+            Kind::Enclaves => Resource::Enclaves,
+            Kind::Cpus => Resource::Cpus,
+        }
+    }
+}
+
+impl Metrics {
+    /// All counts, as `/metrics` shows them.
+    pub(crate) fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("enclave_node");
+        registry.register("devices", "Devices offered to kubelet", self.devices.clone());
+        registry.register("allocations", "Containers that asked for devices", self.allocations.clone());
+        registry.register("registrations", "Registrations at kubelet", self.registrations.clone());
+        registry.register("watchers", "ListAndWatch streams", self.watchers.clone());
+        registry.register("kubelet_starts", "Times that kubelet's socket appeared", self.restarts.clone());
+        registry.register("split_cores", "Containers that were given half a core", self.split_cores.clone());
+        registry
+    }
+
+    pub(crate) fn offered(&self, kind: Kind, offer: &Offer) {
+        let count = i64::try_from(offer.devices.len()).unwrap_or(i64::MAX);
+        let (yes, no) = if offer.trouble.is_none() { (count, 0) } else { (0, count) };
+        for (healthy, count) in [(Health::Yes, yes), (Health::No, no)] {
+            self.devices.get_or_create(&DeviceLabels { resource: kind.into(), healthy }).set(count);
+        }
+    }
+
+    pub(crate) fn allocated(&self, kind: Kind, outcome: Outcome) {
+        self.allocations.get_or_create(&OutcomeLabels { resource: kind.into(), outcome }).inc();
+    }
+
+    pub(crate) fn registered(&self, kind: Kind, outcome: Outcome) {
+        self.registrations.get_or_create(&OutcomeLabels { resource: kind.into(), outcome }).inc();
+    }
+
+    pub(crate) fn watched_by(&self, kind: Kind, watchers: usize) {
+        let count = i64::try_from(watchers).unwrap_or(i64::MAX);
+        self.watchers.get_or_create(&ResourceLabels { resource: kind.into() }).set(count);
+    }
+
+    pub(crate) fn kubelet_started(&self) {
+        self.restarts.inc();
+    }
+
+    pub(crate) fn core_split(&self) {
+        self.split_cores.inc();
+    }
+}
