@@ -1,0 +1,25 @@
+//! Which outgoing connections an enclave may make. Pure: no socket, no resolver.
+//!
+//! ```text
+//! host:port ─▶ Target ─▶ Policy::decide ──denied──▶ refuse, and say by which rule
+//!                             │ allowed by name
+//!                             ▼
+//!              every resolved address ─▶ Policy::decide_address ─▶ connect to those that are left
+//! ```
+//! The agent decides by name and port, measured with the image; the shim
+//! decides again, by name, port and *resolved address*. What neither names is
+//! refused, and so is every address that is not of the public internet unless
+//! a network rule names it: a resolver cannot lead a name to the instance
+//! metadata service.
+
+#![forbid(unsafe_code)]
+
+mod policy;
+mod reserved;
+mod rule;
+mod target;
+
+pub use policy::{Decision, Policy, PolicyError, Verdict};
+pub use reserved::{Reserved, reserved};
+pub use rule::{PortRange, Ports, Rule, RuleError, Subject};
+pub use target::{Host, Name, Target, TargetError};

@@ -1,0 +1,233 @@
+//! All rules together, and what they say of a target.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Host, Reserved, Rule, RuleError, Target, reserved};
+
+/// An ordered list of rules. Empty: nothing is allowed.
+///
+/// Written as a list of strings; the order is for people, it decides nothing:
+/// a denial wins over every permission.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<String>", into = "Vec<String>")]
+pub struct Policy {
+    rules: Vec<Rule>,
+}
+
+/// Why text is no policy.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// One rule is wrong.
+    #[error("egress rule {number} is wrong")]
+    Rule {
+        /// Counted from 1.
+        number: usize,
+        /// What is wrong with it.
+        source: RuleError,
+    },
+    /// Not a YAML list of strings under `egress`.
+    #[error("the egress policy cannot be read")]
+    Yaml(#[from] serde_saphyr::Error),
+}
+
+/// May it, or may it not, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The answer.
+    pub verdict: Verdict,
+    /// The rule that decided, counted from 1, and its text.
+    pub rule: Option<(usize, String)>,
+}
+
+/// The answer and its reason. A closed set: it labels metrics and log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// A rule allows it.
+    Allowed,
+    /// A rule denies it.
+    Denied,
+    /// No rule speaks of it.
+    NotNamed,
+    /// The address is not public, and no network rule names it.
+    Reserved(Reserved),
+}
+
+impl Decision {
+    /// True for [`Verdict::Allowed`].
+    pub fn is_allowed(&self) -> bool {
+        self.verdict == Verdict::Allowed
+    }
+}
+
+impl Policy {
+    /// A policy of these rules.
+    pub fn new(rules: Vec<Rule>) -> Policy {
+        Policy { rules }
+    }
+
+    /// Reads a YAML file: `egress: [RULE, …]`. Unknown keys are refused.
+    pub fn from_yaml(text: &str) -> Result<Policy, PolicyError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct File {
+            egress: Vec<String>,
+        }
+        let file: File = serde_saphyr::from_str(text)?;
+        Policy::try_from(file.egress)
+    }
+
+    /// The rules as written.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// What the rules say of a target as it is named. A name that is allowed
+    /// here is allowed to be resolved; its addresses are decided on one by one.
+    pub fn decide(&self, target: &Target) -> Decision {
+        if let Some(denial) = self.find(|rule| rule.denies && rule.names(target)) {
+            return Decision { verdict: Verdict::Denied, rule: Some(denial) };
+        }
+        if let Some(permission) = self.find(|rule| !rule.denies && rule.names(target)) {
+            return Decision { verdict: Verdict::Allowed, rule: Some(permission) };
+        }
+        let verdict = match target.host {
+            Host::Address(address) => reserved(address).map_or(Verdict::NotNamed, Verdict::Reserved),
+            Host::Name(_) => Verdict::NotNamed,
+        };
+        Decision { verdict, rule: None }
+    }
+
+    /// What the rules say of an address to which an allowed name has led.
+    /// Public addresses pass unless a network rule denies them; others only
+    /// where a network rule names them.
+    pub fn decide_address(&self, address: IpAddr, port: u16) -> Decision {
+        if let Some(denial) = self.find(|rule| rule.denies && rule.holds(address, port)) {
+            return Decision { verdict: Verdict::Denied, rule: Some(denial) };
+        }
+        let permission = self.find(|rule| !rule.denies && rule.holds(address, port));
+        match (reserved(address), permission) {
+            (_, Some(permission)) => Decision { verdict: Verdict::Allowed, rule: Some(permission) },
+            (None, None) => Decision { verdict: Verdict::Allowed, rule: None },
+            (Some(kind), None) => Decision { verdict: Verdict::Reserved(kind), rule: None },
+        }
+    }
+
+    fn find(&self, fits: impl Fn(&Rule) -> bool) -> Option<(usize, String)> {
+        let index = self.rules.iter().position(fits)?;
+        Some((index + 1, self.rules[index].to_string()))
+    }
+}
+
+impl TryFrom<Vec<String>> for Policy {
+    type Error = PolicyError;
+
+    fn try_from(lines: Vec<String>) -> Result<Policy, PolicyError> {
+        let rule = |(index, line): (usize, &String)| {
+            line.parse().map_err(|source| PolicyError::Rule { number: index + 1, source })
+        };
+        Ok(Policy { rules: lines.iter().enumerate().map(rule).collect::<Result<_, _>>()? })
+    }
+}
+
+impl From<Policy> for Vec<String> {
+    fn from(policy: Policy) -> Vec<String> {
+        policy.rules.iter().map(Rule::to_string).collect()
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Allowed => formatter.write_str("allowed"),
+            Verdict::Denied => formatter.write_str("denied by a rule"),
+            Verdict::NotNamed => formatter.write_str("denied: no rule names it"),
+            Verdict::Reserved(kind) => {
+                write!(formatter, "denied: a {kind} address that no network rule names")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn policy(rules: &[&str]) -> Policy {
+        Policy::try_from(rules.iter().map(|rule| (*rule).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn verdict(policy: &Policy, target: &str) -> Verdict {
+        policy.decide(&target.parse().unwrap()).verdict
+    }
+
+    #[test]
+    fn nothing_is_allowed_that_no_rule_names() {
+        let policy = policy(&["api.example.com:443", "*.cdn.example.com:443"]);
+        assert_eq!(verdict(&policy, "api.example.com:443"), Verdict::Allowed);
+        assert_eq!(verdict(&policy, "api.example.com:80"), Verdict::NotNamed);
+        assert_eq!(verdict(&policy, "a.b.cdn.example.com:443"), Verdict::Allowed);
+        assert_eq!(verdict(&policy, "cdn.example.com:443"), Verdict::NotNamed);
+        assert_eq!(verdict(&policy, "93.184.215.14:443"), Verdict::NotNamed);
+        assert_eq!(verdict(&Policy::default(), "api.example.com:443"), Verdict::NotNamed);
+    }
+
+    #[test]
+    fn a_denial_wins_wherever_it_stands_and_is_named() {
+        let policy = policy(&["*.example.com:*", "!admin.example.com:*"]);
+        let decision = policy.decide(&"admin.example.com:443".parse().unwrap());
+        assert_eq!(decision.verdict, Verdict::Denied);
+        assert_eq!(decision.rule, Some((2, "!admin.example.com:*".to_owned())));
+    }
+
+    #[test]
+    fn a_name_cannot_lead_to_an_address_that_no_network_rule_names() {
+        let policy = policy(&["db.internal:5432", "10.1.0.0/16:5432"]);
+        for (address, port, expected) in [
+            ("10.1.2.3", 5432, Verdict::Allowed),
+            ("10.1.2.3", 80, Verdict::Reserved(Reserved::Private)),
+            ("10.2.0.1", 5432, Verdict::Reserved(Reserved::Private)),
+            ("169.254.169.254", 5432, Verdict::Reserved(Reserved::LinkLocal)),
+            ("::ffff:169.254.169.254", 5432, Verdict::Reserved(Reserved::LinkLocal)),
+            ("::ffff:10.1.2.3", 5432, Verdict::Allowed),
+            ("127.0.0.1", 5432, Verdict::Reserved(Reserved::Loopback)),
+            ("1.1.1.1", 5432, Verdict::Allowed),
+        ] {
+            let decision = policy.decide_address(address.parse().unwrap(), port);
+            assert_eq!(decision.verdict, expected, "{address}:{port}");
+        }
+    }
+
+    #[test]
+    fn a_wide_permission_does_not_include_the_metadata_service_by_name() {
+        let policy = policy(&["*.example.com:*"]);
+        assert_eq!(verdict(&policy, "169.254.169.254:80"), Verdict::Reserved(Reserved::LinkLocal));
+        assert!(!policy.decide_address("169.254.169.254".parse().unwrap(), 80).is_allowed());
+    }
+
+    #[test]
+    fn files_are_read_strictly() {
+        assert_eq!(Policy::from_yaml("egress: ['a.com:443']").unwrap(), policy(&["a.com:443"]));
+        assert!(matches!(Policy::from_yaml("egres: []"), Err(PolicyError::Yaml(_))));
+        let error = Policy::from_yaml("egress: ['a.com:443', 'b.com']").unwrap_err();
+        assert!(matches!(error, PolicyError::Rule { number: 2, .. }), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn text_never_panics(text in ".{0,60}") {
+            let _ = text.parse::<Rule>();
+            let _ = text.parse::<Target>();
+        }
+
+        #[test]
+        fn without_network_rules_only_public_addresses_pass(bits in any::<u128>(), v4 in any::<bool>()) {
+            let address = if v4 { IpAddr::from((bits as u32).to_be_bytes()) } else { IpAddr::from(bits.to_be_bytes()) };
+            let decision = policy(&["*.com:*"]).decide_address(address, 443);
+            prop_assert_eq!(decision.is_allowed(), reserved(address).is_none());
+        }
+    }
+}
