@@ -19,6 +19,7 @@ pub mod metadata;
 mod parse;
 pub mod pcr;
 pub mod ramdisk;
+pub mod rootfs;
 pub mod shadow;
 pub mod signature;
 mod source;

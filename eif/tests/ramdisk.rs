@@ -17,6 +17,7 @@ use eif::{
     Image,
     cpio::{CpioError, Entry, Reader, S_IFDIR, S_IFLNK, S_IFREG, Writer},
     ramdisk::{RamdiskError, Workload, write_agent},
+    rootfs::{Refused, SourceError, open_directory},
     shadow::{self, Shadow},
 };
 use sample::{RAMDISK, assemble, sections};
@@ -54,8 +55,12 @@ fn rootfs(reversed: bool, age: Duration) -> TempDir {
     root
 }
 
+fn workload(rootfs: &Path) -> Workload {
+    Workload::of(open_directory(rootfs).unwrap())
+}
+
 fn packed(rootfs: &Path) -> Vec<u8> {
-    Workload::scan(rootfs).unwrap().write(br#"{"argv":["/a"]}"#, Vec::new(), &|_| ()).unwrap()
+    workload(rootfs).write(br#"{"argv":["/a"]}"#, Vec::new(), &|_| ()).unwrap()
 }
 
 #[test]
@@ -130,17 +135,20 @@ fn a_file_of_4_gib_is_refused_by_name() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("large");
     File::create(&path).unwrap().set_len(1 << 32).unwrap();
-    let error = Workload::scan(root.path()).map(drop).unwrap_err();
-    assert!(matches!(error, RamdiskError::TooLarge { size: 0x1_0000_0000, .. }), "{error}");
-    assert!(error.to_string().contains("large"), "{error}");
+    let error = open_directory(root.path()).map(drop).unwrap_err();
+    let SourceError::Refused { path: named, source: Refused::Large { size: 0x1_0000_0000, .. }, .. } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(named, "large");
     File::create(&path).unwrap().set_len((1 << 32) - 1).unwrap();
-    assert_eq!(Workload::scan(root.path()).unwrap().bytes(), (1 << 32) - 1);
+    assert_eq!(workload(root.path()).bytes(), (1 << 32) - 1);
 }
 
 #[test]
 fn a_file_that_changes_between_listing_and_reading_is_an_error() {
     let root = rootfs(false, Duration::ZERO);
-    let workload = Workload::scan(root.path()).unwrap();
+    let workload = workload(root.path());
     fs::write(root.path().join("etc/motd"), "longer than before\n").unwrap();
     let error = workload.write(b"{}", Vec::new(), &|_| ()).unwrap_err();
     assert!(matches!(&error, RamdiskError::Changed { path } if path.ends_with("etc/motd")), "{error}");

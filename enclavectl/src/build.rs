@@ -1,5 +1,5 @@
-//! `enclavectl build`: a root filesystem, a kernel and a manifest become an
-//! image. Same inputs, same bytes.
+//! `enclavectl build`: a container image, a kernel and a manifest become an
+//! enclave image. Same inputs, same bytes.
 
 use std::{
     env, fs,
@@ -12,15 +12,17 @@ use eif::{
     Architecture, BuildMetadata, ImageWriter, Measurements, Metadata, WriteError,
     boot_files::{BootFileError, Kernel, open_agent, open_kernel},
     ramdisk::{self, RamdiskError, Workload},
+    rootfs::Limits,
 };
 use serde::Serialize;
 
 use crate::{
     failure::{Blame, Failure, OrBlame},
     manifest::Manifest,
-    output::OutputFile,
+    output::{OutputFile, directory},
     progress,
     report::{MeasurementsReport, print_json},
+    source::{Opened, Source},
 };
 
 /// AWS's command lines for its own kernels (aws-nitro-enclaves-cli, blobs/).
@@ -31,16 +33,15 @@ const CMDLINE_AARCH64: &str =
 /// Beside this program, when `--agent` is not given.
 const AGENT_NAME: &str = "enclave-app";
 
-/// Builds an enclave image from a root filesystem, and prints what it
-/// measures to.
+/// Builds an enclave image from a container image or a root filesystem, and
+/// prints what it measures to.
 ///
 /// The same inputs give the same bytes. The build time in the image's metadata
 /// (which is not measured) is SOURCE_DATE_EPOCH, or 1970-01-01T00:00:00Z.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directory that becomes the workload's root filesystem
-    #[arg(long, value_name = "DIR")]
-    rootfs: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Kernel to boot: bzImage (x86_64) or uncompressed Image (aarch64)
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
@@ -58,6 +59,43 @@ pub(crate) struct Args {
     output: PathBuf,
 }
 
+#[derive(Debug, clap::Args)]
+struct SourceArgs {
+    #[command(flatten)]
+    which: WhichSource,
+    /// Bytes that an image may have after decompression
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().total)]
+    max_bytes: u64,
+    /// Entries that an image's layers may have together
+    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().entries)]
+    max_entries: u64,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct WhichSource {
+    /// Directory that becomes the workload's root filesystem
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+    /// Container image or root filesystem: oci:DIR[:TAG], oci-archive:FILE[:TAG],
+    /// docker-archive:FILE[:TAG], rootfs:DIR or tar:FILE; @DIGEST in place of :TAG
+    #[arg(long, value_name = "SOURCE")]
+    image: Option<Source>,
+}
+
+impl SourceArgs {
+    fn open(&self, architecture: Architecture, scratch: &Path) -> Result<Opened, Failure> {
+        let limits = Limits { total: self.max_bytes, entries: self.max_entries, ..Limits::default() };
+        match &self.which {
+            WhichSource { image: Some(source), .. } => source.open(architecture, limits, scratch),
+            // The parser has seen to it that there is one of them.
+            WhichSource { rootfs, image: None } => {
+                Source::Directory(rootfs.clone().unwrap_or_default()).open(architecture, limits, scratch)
+            }
+        }
+    }
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct BuildReport {
@@ -67,15 +105,19 @@ struct BuildReport {
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let build_time = build_time(env::var("SOURCE_DATE_EPOCH").ok().as_deref()).or_blame(Blame::Usage)?;
     let manifest = read_manifest(&args.app)?;
-    let settings = manifest
-        .settings()
-        .to_json()
-        .with_context(|| format!("cannot use manifest {}", args.app.display()))
-        .or_blame(Blame::Usage)?;
     let kernel = open_kernel(&args.kernel)?;
     let agent_path = agent_path(args.agent.as_deref())?;
     let agent = open_agent(&agent_path, kernel.architecture)?;
-    let workload = Workload::scan(&args.rootfs)?;
+    let Opened { tree, config, notes } = args.source.open(kernel.architecture, directory(&args.output))?;
+    for note in notes {
+        eprintln!("note: {note}");
+    }
+    let settings = manifest
+        .settings(&config)
+        .to_json()
+        .with_context(|| format!("cannot use manifest {}", args.app.display()))
+        .or_blame(Blame::Usage)?;
+    let workload = Workload::of(tree);
 
     let describe = || format!("cannot create {}", args.output.display());
     let output = OutputFile::create(&args.output).with_context(describe).or_blame(Blame::CannotCreate)?;

@@ -3,6 +3,7 @@
 
 mod attest;
 mod build;
+mod egress;
 mod failure;
 mod inspect;
 mod lint;
@@ -12,6 +13,7 @@ mod policy;
 mod progress;
 mod render;
 mod report;
+mod source;
 mod tls_tunnel;
 mod verify;
 
@@ -27,6 +29,7 @@ use crate::failure::{Blame, OrBlame};
 enum Command {
     Attest(Box<attest::Args>),
     Build(build::Args),
+    Egress(egress::Args),
     Inspect(inspect::Args),
     Lint(lint::Args),
     Render(Box<render::Args>),
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = match Command::try_parse() {
         Ok(Command::Attest(args)) => attest::run(&args),
         Ok(Command::Build(args)) => build::run(args),
+        Ok(Command::Egress(args)) => egress::run(&args),
         Ok(Command::Inspect(args)) => inspect::run(args),
         Ok(Command::Lint(args)) => lint::run(args),
         Ok(Command::Render(args)) => render::run(*args),

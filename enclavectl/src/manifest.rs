@@ -1,8 +1,10 @@
 //! `enclave.yaml`: what an application is called, how it is started, and what
-//! it may do. Becomes the agent's measured settings.
+//! it may do. Over the container image's own configuration, if there is one, it
+//! becomes the agent's measured settings.
 
 use std::collections::BTreeMap;
 
+use eif::rootfs::RunConfig;
 use serde::Deserialize;
 use wire::settings::{LogAccess, NsmAccess, Ready, Settings, VsockAccess};
 
@@ -14,24 +16,24 @@ pub(crate) struct Manifest {
     pub(crate) name: String,
     /// The image's version. Only in its metadata.
     pub(crate) version: String,
-    /// Program and first arguments.
-    #[serde(default)]
-    entrypoint: Vec<String>,
-    /// Further arguments, or the program when there is no entrypoint.
-    #[serde(default)]
-    cmd: Vec<String>,
-    /// Environment variables; sorted by name in the image.
+    /// Program and first arguments. Replaces the image's ENTRYPOINT and its
+    /// CMD, which was written for that one.
+    entrypoint: Option<Vec<String>>,
+    /// Further arguments, or the program when there is no entrypoint. Replaces
+    /// the image's CMD.
+    cmd: Option<Vec<String>>,
+    /// Environment variables, over the image's; those that it has not are
+    /// sorted by name.
     #[serde(default)]
     env: BTreeMap<String, String>,
     /// `uid:gid`, or `name[:group]` of the root filesystem's own /etc/passwd.
-    #[serde(default = "root")]
-    user: String,
-    /// Where the program starts.
-    #[serde(default = "slash")]
-    workdir: String,
+    /// Default: the image's, or 0:0.
+    user: Option<String>,
+    /// Where the program starts. Default: the image's, or `/`.
+    workdir: Option<String>,
     /// TCP ports that the parent may reach.
     #[serde(default)]
-    ingress: Vec<u16>,
+    pub(crate) ingress: Vec<u16>,
     /// When the workload counts as ready: listen, started, notify.
     #[serde(default)]
     ready: Ready,
@@ -52,13 +54,18 @@ impl Manifest {
     }
 
     /// The agent's settings: argv is the entrypoint followed by the command,
-    /// as the OCI image specification has it.
-    pub(crate) fn settings(&self) -> Settings {
+    /// as the OCI image specification has it (config.md).
+    pub(crate) fn settings(&self, image: &RunConfig) -> Settings {
+        let (entrypoint, default_cmd) = match &self.entrypoint {
+            Some(own) => (own.as_slice(), &[][..]),
+            None => (image.entrypoint.as_slice(), image.cmd.as_slice()),
+        };
+        let cmd = self.cmd.as_deref().unwrap_or(default_cmd);
         Settings {
-            argv: self.entrypoint.iter().chain(&self.cmd).cloned().collect(),
-            env: self.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            user: self.user.clone(),
-            workdir: self.workdir.clone(),
+            argv: entrypoint.iter().chain(cmd).cloned().collect(),
+            env: self.environment(&image.env),
+            user: first_of(self.user.as_deref(), &image.user, "0:0"),
+            workdir: absolute(first_of(self.workdir.as_deref(), &image.workdir, "/")),
             ingress: self.ingress.clone(),
             ready: self.ready,
             nsm: self.nsm,
@@ -66,14 +73,31 @@ impl Manifest {
             logs: self.logs,
         }
     }
+
+    /// The image's variables with the manifest's values, then what only the
+    /// manifest has. Of two variables of one name the last counts, in place of
+    /// the first.
+    fn environment(&self, image: &[String]) -> Vec<String> {
+        let own = self.env.iter().map(|(name, value)| format!("{name}={value}"));
+        let mut variables: Vec<String> = Vec::new();
+        for variable in image.iter().cloned().chain(own) {
+            let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+            match variables.iter_mut().find(|earlier| name(earlier) == name(&variable)) {
+                Some(earlier) => *earlier = variable,
+                None => variables.push(variable),
+            }
+        }
+        variables
+    }
 }
 
-fn root() -> String {
-    "0:0".to_owned()
+fn first_of(own: Option<&str>, image: &str, default: &str) -> String {
+    own.unwrap_or(if image.is_empty() { default } else { image }).to_owned()
 }
 
-fn slash() -> String {
-    "/".to_owned()
+/// Builders have written WORKDIR without its slash; runtimes start at the root.
+fn absolute(workdir: String) -> String {
+    if workdir.starts_with('/') { workdir } else { format!("/{workdir}") }
 }
 
 #[cfg(test)]
@@ -87,7 +111,7 @@ mod tests {
         let text = format!(
             "{HEAD}entrypoint: [/hello, -v]\ncmd: [serve]\nenv: {{B: x=y, A: ''}}\ningress: [8080]\n"
         );
-        let settings = Manifest::from_yaml(&text).unwrap().settings();
+        let settings = Manifest::from_yaml(&text).unwrap().settings(&RunConfig::default());
         assert_eq!(settings.argv, ["/hello", "-v", "serve"]);
         assert_eq!(settings.env, ["A=", "B=x=y"]);
         assert_eq!((settings.user.as_str(), settings.workdir.as_str()), ("0:0", "/"));
@@ -103,7 +127,7 @@ mod tests {
         let text = format!(
             "{HEAD}cmd: [/a]\nready: notify\nnsm: direct\nvsock: allow\nlogs: forward\nuser: www:www\nworkdir: /srv\n"
         );
-        let settings = Manifest::from_yaml(&text).unwrap().settings();
+        let settings = Manifest::from_yaml(&text).unwrap().settings(&RunConfig::default());
         assert_eq!(
             (settings.ready, settings.nsm, settings.vsock, settings.logs),
             (Ready::Notify, NsmAccess::Direct, VsockAccess::Allow, LogAccess::Forward)

@@ -81,7 +81,8 @@ impl OutputFile {
     }
 }
 
-fn directory(path: &Path) -> &Path {
+/// The directory that `path` lies in.
+pub(crate) fn directory(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

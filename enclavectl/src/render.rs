@@ -130,7 +130,7 @@ fn request(args: &Args) -> Result<Request, Failure> {
     let image = Image::open(&args.eif)?;
     let bytes = image.layout().len();
     Ok(Request {
-        ingress: manifest.settings().ingress,
+        ingress: manifest.ingress,
         name: manifest.name,
         namespace: args.namespace.clone(),
         image: args.image.clone(),
