@@ -14,9 +14,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_vsock::VsockStream;
 use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
 
 use crate::exit::chain;
@@ -146,7 +148,7 @@ impl Attestation {
 
 impl Requests {
     /// Answers requests until `stop`.
-    pub(crate) async fn serve(mut self, session: Session, stop: CancellationToken) {
+    pub(crate) async fn serve<A: Agents>(mut self, session: A, stop: CancellationToken) {
         let mut agent = None;
         loop {
             let request = tokio::select! {
@@ -169,10 +171,10 @@ impl Requests {
     }
 
     /// Asks on the kept connection; one that broke while it was idle is dialled again, once.
-    async fn fetch(
+    async fn fetch<A: Agents>(
         &self,
-        session: &Session,
-        agent: &mut Option<Conversation>,
+        session: &A,
+        agent: &mut Option<Conversation<A::Stream>>,
         nonce: Nonce,
     ) -> Result<Vec<u8>, NoDocument> {
         let kept = agent.is_some();
@@ -198,14 +200,30 @@ impl Requests {
     }
 }
 
-async fn ask(
-    session: &Session,
-    agent: Option<Conversation>,
+/// Where conversations about documents come from.
+pub(crate) trait Agents: Sync {
+    /// What carries one.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send;
+    /// A new one, past its greeting.
+    fn dial(&self) -> impl Future<Output = Result<Conversation<Self::Stream>, SessionError>> + Send;
+}
+
+impl Agents for Session {
+    type Stream = VsockStream;
+
+    async fn dial(&self) -> Result<Conversation, SessionError> {
+        self.open(wire::port::ATTESTATION).await
+    }
+}
+
+async fn ask<A: Agents>(
+    agents: &A,
+    agent: Option<Conversation<A::Stream>>,
     request: &AttestationRequest,
-) -> Result<(Conversation, AttestationAnswer), SessionError> {
+) -> Result<(Conversation<A::Stream>, AttestationAnswer), SessionError> {
     let mut agent = match agent {
         Some(agent) => agent,
-        None => session.open(wire::port::ATTESTATION).await?,
+        None => agents.dial().await?,
     };
     agent.send(request).await?;
     let answer = agent.receive().await?;
@@ -238,5 +256,46 @@ mod tests {
         drop(requests);
         assert_eq!(attestation.document(nonce()).await, Err(NoDocument::NotRunning));
         drop(waiting);
+    }
+
+    /// Agents that answer as many requests as each of these says, then hang up.
+    struct Mortal {
+        lives: std::sync::Mutex<Vec<usize>>,
+    }
+
+    impl Agents for Mortal {
+        type Stream = tokio::io::DuplexStream;
+
+        async fn dial(&self) -> Result<Conversation<Self::Stream>, SessionError> {
+            let answers = self.lives.lock().unwrap().pop().ok_or(SessionError::Silent)?;
+            let (near, far) = tokio::io::duplex(4096);
+            tokio::spawn(async move {
+                let mut shim = Conversation::over(far);
+                for _ in 0..answers {
+                    let AttestationRequest { nonce } = shim.receive().await.unwrap();
+                    let outcome = AttestationOutcome::Document(nonce);
+                    shim.send(&AttestationAnswer { outcome, nsm_us: 1 }).await.unwrap();
+                }
+            });
+            Ok(Conversation::over(near))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_lost_while_idle_costs_no_client_its_document() {
+        let (attestation, requests) = queue(Metrics::register(&mut Registry::default()));
+        let stop = CancellationToken::new();
+        // Taken from the end: one that dies after two documents, one after one, one at once.
+        let agents = Mortal { lives: std::sync::Mutex::new(vec![0, 1, 2]) };
+        let serving = tokio::spawn(requests.serve(agents, stop.clone()));
+        for byte in [1, 2, 3] {
+            let nonce = Nonce::try_from(vec![byte]).unwrap();
+            assert_eq!(attestation.document(nonce).await, Ok(vec![byte]), "document {byte}");
+        }
+        // A second loss in a row is no accident of a kept connection any more.
+        let nonce = Nonce::try_from(vec![4]).unwrap();
+        assert!(matches!(attestation.document(nonce).await, Err(NoDocument::Unreachable(_))));
+        stop.cancel();
+        serving.await.unwrap();
     }
 }

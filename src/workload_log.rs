@@ -5,7 +5,8 @@
 //! agent ─vsock─▶ pace ─▶ one log event a line: stream, line
 //!                 └ over the rate: not read; the agent drops and counts
 //! ```
-//! The node's disk is bounded by the pace, this process by one frame.
+//! The node's disk is bounded by the pace, this process by one frame. What the
+//! agent has kept when the workload ends is bounded too, and is read at once.
 
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub(crate) struct WorkloadLog {
     pub(crate) rate: u32,
     /// Takes the last lines, for reports.
     pub(crate) tail: Tail,
+    /// The workload has ended: no pace any more.
+    pub(crate) last: CancellationToken,
     pub(crate) metrics: Metrics,
 }
 
@@ -92,7 +95,10 @@ impl WorkloadLog {
 
     async fn read(&self, mut agent: Conversation, pace: &mut Pace) -> Result<(), SessionError> {
         loop {
-            sleep_until(pace.ready_at()).await;
+            tokio::select! {
+                () = sleep_until(pace.ready_at()) => {}
+                () = self.last.cancelled() => {}
+            }
             match agent.receive().await? {
                 LogMessage::End => return Ok(()),
                 LogMessage::Lines { dropped, lines } => {

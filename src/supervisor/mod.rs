@@ -101,6 +101,8 @@ struct Supervisor {
     orders: watch::Sender<Order>,
     console: Console,
     output: Tail,
+    /// Cancelled when the workload has ended.
+    exited: CancellationToken,
     /// Cancelled when nothing of the workload's output is still to come.
     output_over: CancellationToken,
     session: Option<Session>,
@@ -169,6 +171,7 @@ impl Supervisor {
             orders: watch::Sender::new(Order::Run),
             console: Console::default(),
             output: Tail::default(),
+            exited: CancellationToken::new(),
             output_over: CancellationToken::new(),
             session: None,
             traffic,
@@ -276,6 +279,7 @@ impl Supervisor {
             }
             Phase::Finishing(_) => {
                 self.closing.cancel();
+                self.exited.cancel();
                 self.fetch_output();
             }
             Phase::Parting(_) => {
@@ -316,7 +320,8 @@ impl Supervisor {
         let Some(metrics) = self.waiting.log_metrics.take() else { return };
         let over = self.output_over.clone().drop_guard();
         if let (Some(session), rate @ 1..) = (self.session.clone(), self.config.log.workload_lines) {
-            let log = WorkloadLog { session, rate, tail: self.output.clone(), metrics };
+            let log =
+                WorkloadLog { session, rate, tail: self.output.clone(), last: self.exited.clone(), metrics };
             let stop = self.stop.clone();
             self.tasks.spawn(async move {
                 log.follow(stop).await;
