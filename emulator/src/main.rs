@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use emulator::client::{self, launch::Options};
-use emulator::{engine, node};
+use emulator::{engine, node, vm};
 
 /// Usage errors of every program of this project.
 const USAGE: u8 = 64;
@@ -43,6 +43,8 @@ enum Task {
     Node(node::DaemonArgs),
     #[command(name = "__engine", hide = true)]
     Engine(engine::Args),
+    #[command(name = "__qemu", hide = true)]
+    Qemu(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Some(Task::Kill { cid }) => client::ask::kill(&cli.state, cid),
         Some(Task::Node(args)) => node::main(&cli.state, args),
         Some(Task::Engine(args)) => engine::main(args),
+        Some(Task::Qemu(args)) => vm::exec(args).map(|never| match never {}),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,9 +25,6 @@ const STATE_VARIABLE: &str = "FAKENITRO_STATE";
 /// Options of `fakenitro -- COMMAND`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// What runs the enclaves
-    #[arg(long, value_enum, default_value_t = Engine::Process)]
-    engine: Engine,
     #[command(flatten)]
     node: ConfigWishes,
     /// Leave /dev/nitro_enclaves out, as on an instance without enclave support
@@ -36,13 +33,6 @@ pub struct Options {
     /// Group that may open /dev/nitro_enclaves (mode 0660)
     #[arg(long, value_name = "GID", default_value_t = 0)]
     device_group: u32,
-}
-
-/// What runs the enclaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Engine {
-    /// The ramdisks, unpacked in namespaces of their own
-    Process,
 }
 
 /// The command itself could not be started.
@@ -64,7 +54,6 @@ impl NotRun {
 /// place of this process. Returns only to say why not.
 pub fn exec(dir: &Path, options: Options, command: &[OsString]) -> anyhow::Result<()> {
     let Some((program, arguments)) = command.split_first() else { bail!("no command") };
-    let Engine::Process = options.engine;
     if let Some(outer) = std::env::var_os(STATE_VARIABLE) {
         return exec_inside(Path::new(&outer), dir, program, arguments);
     }

@@ -11,6 +11,7 @@ use super::slot::Slot;
 use super::{Node, regions};
 use crate::engine::Ramdisk;
 use crate::nsm;
+use crate::vm::BootFiles;
 
 /// `sizeof` the EIF header and of a section header.
 const EIF_HEADER: usize = 548;
@@ -42,6 +43,11 @@ impl BootImage {
     pub(crate) fn ramdisks(&self) -> Vec<Ramdisk> {
         let sections = self.image.layout().ramdisks();
         sections.map(|section| Ramdisk { start: section.payload.start, end: section.payload.end }).collect()
+    }
+
+    /// What a machine boots.
+    pub(crate) fn boot_files(&self) -> Result<BootFiles, StartError> {
+        BootFiles::from_image(&self.image).map_err(|error| StartError::State("take the image apart", error))
     }
 
     /// The module that the image finds. Hashing takes as long as unpacking, and

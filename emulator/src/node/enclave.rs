@@ -19,15 +19,17 @@ use socket2::{Domain, Socket, Type};
 use super::boot_image::BootImage;
 use super::caller::Errno;
 use super::console::Console;
+use super::handshake::{Handshake, shake_hands};
 use super::names::{Address, HYPERVISOR};
 use super::ne::MemoryRegion;
 use super::slot::{Phase, Slot};
 use super::supervisor::{Desk, Member};
-use super::{Node, Presence, files};
-use crate::engine::{self, HOST_ID_BASE, ID_COUNT, Report};
+use super::{Engine, Node, Presence, files};
+use crate::engine::{self, HOST_ID_BASE};
 use crate::nsm;
 use crate::sys::notify::Listener;
 use crate::sys::pidfd::Pidfd;
+use crate::vm::{self, Machine, MachineError, Vsock};
 
 /// The console of enclave `n` is at CID 0, port `CONSOLE_PORT + n`.
 pub(crate) const CONSOLE_PORT: u32 = 10_000;
@@ -36,9 +38,11 @@ pub(crate) struct Enclave {
     /// Its context id.
     pub(crate) cid: u32,
     /// Device and inode of its /dev/nsm.
-    pub(crate) nsm_node: (u64, u64),
+    pub(crate) nsm_node: Option<(u64, u64)>,
     /// Its security module.
-    pub(crate) nsm: nsm::Device,
+    pub(crate) nsm: Arc<nsm::Device>,
+    /// The way into a machine.
+    pub(crate) guest: Option<Arc<Vsock>>,
     slot_uid: u64,
     debug: bool,
     pid: i32,
@@ -52,7 +56,7 @@ pub(crate) struct Status {
     pub(crate) cid: u32,
     /// Slot number, 16 hex digits.
     pub(crate) slot: String,
-    /// PID 1 of the enclave, as the host sees it.
+    /// PID 1 of the enclave, as the host sees it; of a machine, its QEMU.
     pub(crate) pid: i32,
     /// Started with NE_ENCLAVE_DEBUG_MODE.
     pub(crate) debug: bool,
@@ -75,6 +79,9 @@ pub(crate) enum StartError {
     /// The engine did not bring up the first process.
     #[error("process engine: {0}")]
     Engine(String),
+    /// The engine did not bring up the machine.
+    #[error("qemu engine: {}", chain(.0))]
+    Machine(#[from] MachineError),
     /// A file of the state directory.
     #[error("cannot {0}: {1}")]
     State(&'static str, io::Error),
@@ -87,7 +94,7 @@ impl StartError {
         match self {
             StartError::Memory(Errno(errno)) => *errno,
             StartError::Image(_) | StartError::CidInUse(_) => libc::EINVAL,
-            StartError::Engine(_) | StartError::State(..) => libc::EIO,
+            StartError::Engine(_) | StartError::Machine(_) | StartError::State(..) => libc::EIO,
         }
     }
 }
@@ -114,11 +121,13 @@ pub(crate) fn start(
     let presence = node.presence();
     let image = BootImage::copy(slot.creator, regions)?;
     let cid = node.reserve_cid(wanted).ok_or(StartError::CidInUse(wanted))?;
-    launch(node, slot, cid, Request { image, debug }, presence).inspect_err(|_| node.release_cid(cid))
+    let memory = regions.iter().map(|region| region.size).sum();
+    launch(node, slot, cid, Request { image, memory, debug }, presence).inspect_err(|_| node.release_cid(cid))
 }
 
 struct Request {
     image: BootImage,
+    memory: u64,
     debug: bool,
 }
 
@@ -156,12 +165,29 @@ fn launch(
 /// Everything that is joined or removed when an enclave ends.
 struct Running {
     enclave: Arc<Enclave>,
-    engine: Child,
+    body: Body,
     dir: PathBuf,
     console: Arc<Console>,
     console_writer: File,
     threads: Vec<thread::JoinHandle<()>>,
     console_server: Option<(Arc<Socket>, thread::JoinHandle<()>)>,
+}
+
+/// What an enclave is on the host.
+enum Body {
+    Process(Child),
+    Machine(Box<Machine>),
+}
+
+/// A body that lives, and what its engine says of it.
+struct Raised {
+    body: Body,
+    pid: i32,
+    init: Pidfd,
+    nsm: Arc<nsm::Device>,
+    /// Of a process: it waits for a word on the socket before it becomes /init.
+    process: Option<(UnixStream, Listener, (u64, u64))>,
+    guest: Option<Arc<Vsock>>,
 }
 
 impl Running {
@@ -171,36 +197,23 @@ impl Running {
         fresh_dir(&dir).map_err(state("make the enclave's directory"))?;
         let fifo = dir.join("console");
         let (console_reader, console_writer) = console_ends(&fifo).map_err(state("make the console"))?;
-        let (control, theirs) = UnixStream::pair().map_err(state("make a control socket"))?;
-        let image = &request.image;
-        let mut engine = engine::command(&dir, image.file(), &image.ramdisks(), node.config.large_writes)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .spawn()
-            .map_err(state("start the engine"))?;
-        let (module, hands) = thread::scope(|scope| {
-            let module = scope.spawn(|| image.module(node, slot, request.debug));
-            let hands = shake_hands(&control, engine.id()).map_err(StartError::Engine);
-            (module.join().unwrap_or_else(|_| Err(StartError::Engine("measuring panicked".into()))), hands)
-        });
-        let (module, hands) = match module.and_then(|module| Ok((module, hands?))) {
-            Ok(both) => both,
-            Err(error) => {
-                let _ = engine.kill();
-                let _ = engine.wait();
-                let _ = fs::remove_file(&fifo);
-                return Err(error);
-            }
+        let raised = match node.config.engine {
+            Engine::Process => raise_process(node, slot, &dir, &request),
+            Engine::Qemu => raise_machine(node, slot, cid, &dir, &request),
         };
-        let Handshake { pid, nsm_node, listener, init } = hands;
-        let nsm = nsm::Device::new(module);
-        let debug = request.debug;
-        let enclave = Arc::new(Enclave { cid, nsm_node, nsm, slot_uid: slot.uid, debug, pid, init });
-        let console = Arc::new(Console::default());
+        let Raised { body, pid, init, nsm, process, guest } =
+            raised.inspect_err(|_| drop(fs::remove_file(&fifo)))?;
+        let (nsm_node, debug) = (process.as_ref().map(|(_, _, node)| *node), request.debug);
+        let enclave = Arc::new(Enclave { cid, nsm_node, nsm, guest, slot_uid: slot.uid, debug, pid, init });
+        let (control, listener) = match process {
+            Some((control, listener, _)) => (Some(control), Some(listener)),
+            None => (None, None),
+        };
         let mut running = Running {
             enclave: enclave.clone(),
-            engine,
+            body,
             dir,
-            console,
+            console: Arc::new(Console::default()),
             console_writer,
             threads: Vec::new(),
             console_server: None,
@@ -209,26 +222,30 @@ impl Running {
         node.insert_enclave(&enclave);
         slot.content().phase = Phase::Running(Some(enclave.clone()));
         running.publish("running");
-        // Only now may /init run: everything that it can ask for is there.
-        writeln!(&control, "go").map_err(state("let the enclave go"))?;
-        let mut last = String::new();
-        let ended = BufReader::new(&control).read_line(&mut last);
-        if !matches!(ended, Ok(0)) {
-            running.wait(node, slot);
-            return Err(StartError::Engine(last.trim().to_owned()));
+        if let Some(control) = control {
+            // Only now may /init run: everything that it can ask for is there.
+            writeln!(&control, "go").map_err(state("let the enclave go"))?;
+            let mut last = String::new();
+            let ended = BufReader::new(&control).read_line(&mut last);
+            if !matches!(ended, Ok(0)) {
+                running.wait(node, slot);
+                return Err(StartError::Engine(last.trim().to_owned()));
+            }
         }
         Ok(running)
     }
 
-    fn serve(&mut self, node: &Arc<Node>, listener: Listener, console: File) -> io::Result<()> {
+    fn serve(&mut self, node: &Arc<Node>, listener: Option<Listener>, console: File) -> io::Result<()> {
         let cid = self.enclave.cid;
-        let desk = Desk::new(node.clone(), listener, Member::Enclave(self.enclave.clone()));
         let name = |what: &str| thread::Builder::new().name(format!("{what} {cid}"));
-        self.threads.push(name("desk").spawn(move || {
-            if let Err(error) = desk.serve() {
-                eprintln!("enclave {cid}: calls are no longer answered: {error}");
-            }
-        })?);
+        if let Some(listener) = listener {
+            let desk = Desk::new(node.clone(), listener, Member::Enclave(self.enclave.clone()));
+            self.threads.push(name("desk").spawn(move || {
+                if let Err(error) = desk.serve() {
+                    eprintln!("enclave {cid}: calls are no longer answered: {error}");
+                }
+            })?);
+        }
         let (kept, log) = (self.console.clone(), self.dir.join("console.log"));
         self.threads.push(name("console").spawn(move || {
             if let Err(error) = kept.collect(console, &log) {
@@ -248,10 +265,18 @@ impl Running {
 
     /// Waits for the end of the enclave and clears up after it.
     fn wait(mut self, node: &Arc<Node>, slot: &Slot) {
-        if let Err(error) = self.engine.wait() {
+        let waited = match &mut self.body {
+            Body::Process(engine) => engine.wait(),
+            Body::Machine(machine) => machine.qemu.wait(),
+        };
+        if let Err(error) = waited {
             eprintln!("enclave {}: cannot wait for the engine: {error}", self.enclave.cid);
         }
         node.remove_enclave(self.enclave.cid);
+        if let Body::Machine(machine) = self.body {
+            // What the guest sent last arrives before the hang-up.
+            machine.finish();
+        }
         slot.end();
         drop(self.console_writer);
         self.threads.into_iter().for_each(|thread| drop(thread.join()));
@@ -295,42 +320,68 @@ impl Enclave {
     }
 }
 
-struct Handshake {
-    pid: i32,
-    nsm_node: (u64, u64),
-    listener: Listener,
-    init: Pidfd,
-}
-
-/// Gives the engine its id map and takes its report and its filter's listener.
-fn shake_hands(control: &UnixStream, engine: u32) -> Result<Handshake, String> {
-    let text = |what: &str, error: io::Error| format!("{what}: {error}");
-    let mut lines = BufReader::new(control);
-    let mut report = Report::default();
-    while report.listener.is_none() || report.pid.is_none() {
-        let mut line = String::new();
-        let count = lines.read_line(&mut line).map_err(|error| text("control socket", error))?;
-        if count == 0 {
-            return Err("ended before the enclave was up".into());
-        }
-        if line.trim() == engine::WANTS_MAP {
-            let map = format!("0 {HOST_ID_BASE} {ID_COUNT}\n");
-            for file in ["uid_map", "gid_map"] {
-                fs::write(format!("/proc/{engine}/{file}"), &map).map_err(|error| {
-                    text("cannot map user ids (does the kernel have user namespaces?)", error)
-                })?;
-            }
-            (&*control).write_all(b"mapped\n").map_err(|error| text("control socket", error))?;
-        } else {
-            report.take(&line)?;
+/// Starts a process enclave as far as only /init is missing.
+fn raise_process(
+    node: &Node,
+    slot: &Slot,
+    dir: &std::path::Path,
+    request: &Request,
+) -> Result<Raised, StartError> {
+    let (control, theirs) =
+        UnixStream::pair().map_err(|error| StartError::State("make a control socket", error))?;
+    let image = &request.image;
+    let mut engine = engine::command(dir, image.file(), &image.ramdisks(), node.config.large_writes)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .map_err(|error| StartError::State("start the engine", error))?;
+    let (module, hands) = thread::scope(|scope| {
+        let module = scope.spawn(|| image.module(node, slot, request.debug));
+        let hands = shake_hands(&control, engine.id()).map_err(StartError::Engine);
+        (module.join().unwrap_or_else(|_| Err(StartError::Engine("measuring panicked".into()))), hands)
+    });
+    match module.and_then(|module| Ok((module, hands?))) {
+        Ok((module, Handshake { pid, nsm_node, listener, init })) => Ok(Raised {
+            body: Body::Process(engine),
+            pid,
+            init,
+            nsm: Arc::new(nsm::Device::new(module)),
+            process: Some((control, listener, nsm_node)),
+            guest: None,
+        }),
+        Err(error) => {
+            let _ = engine.kill();
+            let _ = engine.wait();
+            Err(error)
         }
     }
-    let (Some(pid), Some(listener), Some(nsm_node)) = (report.pid, report.listener, report.nsm_node) else {
-        return Err("incomplete report".into());
-    };
-    let init = Pidfd::of_process(pid).map_err(|error| text("pidfd of the first process", error))?;
-    let listener = init.take(listener).map_err(|error| text("listener of the first process", error))?;
-    Ok(Handshake { pid, nsm_node, listener: Listener::new(listener), init })
+}
+
+/// Starts a machine. Its kernel asks for random bytes early, so that the
+/// module has to be there first.
+fn raise_machine(
+    node: &Arc<Node>,
+    slot: &Slot,
+    cid: u32,
+    dir: &std::path::Path,
+    request: &Request,
+) -> Result<Raised, StartError> {
+    let (module, boot) = thread::scope(|scope| {
+        let module = scope.spawn(|| request.image.module(node, slot, request.debug));
+        let boot = request.image.boot_files();
+        (module.join().unwrap_or_else(|_| Err(StartError::Engine("measuring panicked".into()))), boot)
+    });
+    let nsm = Arc::new(nsm::Device::new(module?));
+    let cpus = slot.content().taken.cpus.len();
+    let wishes = vm::Wishes { dir, cid, boot: boot?, memory: request.memory, cpus, nsm: nsm.clone() };
+    let mut machine = Machine::start(node, wishes)?;
+    let pid = machine.qemu.id() as i32;
+    let init = Pidfd::of_process(pid).map_err(|error| {
+        let _ = machine.qemu.kill();
+        let _ = machine.qemu.wait();
+        StartError::State("open QEMU's pidfd", error)
+    })?;
+    let guest = Some(machine.vsock.clone());
+    Ok(Raised { body: Body::Machine(Box::new(machine)), pid, init, nsm, process: None, guest })
 }
 
 fn fresh_dir(dir: &std::path::Path) -> io::Result<()> {

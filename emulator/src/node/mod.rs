@@ -19,7 +19,9 @@ mod device;
 pub(crate) mod enclave;
 mod faults;
 mod files;
-mod names;
+mod guests;
+mod handshake;
+pub(crate) mod names;
 pub(crate) mod ne;
 mod nsm_device;
 mod options;
@@ -45,6 +47,7 @@ use nix::sys::inotify::{Inotify, WatchDescriptor};
 use serde::{Deserialize, Serialize};
 
 use crate::nsm;
+use crate::vm::{self, Accelerator};
 use caller::Errno;
 pub use daemon::{DaemonArgs, main};
 pub(crate) use daemon::{LOCK_FILE, SOCKET_FILE};
@@ -76,11 +79,37 @@ pub(crate) struct Config {
     pub(crate) large_writes: LargeWrites,
     /// ARN of the instance's IAM role, for PCR3.
     pub(crate) role_arn: Option<String>,
+    /// What runs enclaves.
+    pub(crate) engine: Engine,
+    /// QEMU of the qemu engine.
+    pub(crate) qemu: PathBuf,
+    /// How QEMU runs a machine.
+    pub(crate) accelerator: Accelerator,
+}
+
+/// What runs enclaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Engine {
+    /// The ramdisks, unpacked in namespaces of their own
+    #[default]
+    Process,
+    /// The image's own kernel, booted in a virtual machine
+    Qemu,
 }
 
 /// The options that a command line gave; the rest is the node's or the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 pub(crate) struct ConfigWishes {
+    /// What runs the enclaves [default: process]
+    #[arg(long, value_name = "ENGINE")]
+    pub(crate) engine: Option<Engine>,
+    /// QEMU 10.2 or newer, for --engine qemu [default: $FAKENITRO_QEMU or qemu-system-x86_64]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) qemu: Option<PathBuf>,
+    /// How QEMU runs a machine [default: auto]
+    #[arg(long, value_name = "KIND", env = "FAKENITRO_ACCEL")]
+    pub(crate) accelerator: Option<Accelerator>,
     /// CPUs given up for enclaves, whole cores [default: 2-9]
     #[arg(long, value_name = "LIST")]
     pub(crate) cpu_pool: Option<String>,
@@ -111,6 +140,9 @@ impl Config {
             max_regions: wishes.max_regions.unwrap_or(65536),
             large_writes: wishes.large_writes.unwrap_or_default(),
             role_arn: wishes.role_arn,
+            engine: wishes.engine.unwrap_or_default(),
+            qemu: wishes.qemu.unwrap_or_else(vm::default_program),
+            accelerator: wishes.accelerator.unwrap_or_default(),
         };
         CpuPool::parse(&config.cpu_pool, config.threads_per_core)?;
         Ok(config)
@@ -122,7 +154,10 @@ impl Config {
             let wish = wish.as_ref()?;
             (wish != is).then(|| format!("{name} {wish:?} was asked for, but this node runs with {is:?}"))
         }
-        differs("--cpu-pool", &wishes.cpu_pool, &self.cpu_pool)
+        differs("--engine", &wishes.engine, &self.engine)
+            .or_else(|| differs("--qemu", &wishes.qemu, &self.qemu))
+            .or_else(|| differs("--accelerator", &wishes.accelerator, &self.accelerator))
+            .or_else(|| differs("--cpu-pool", &wishes.cpu_pool, &self.cpu_pool))
             .or_else(|| differs("--threads-per-core", &wishes.threads_per_core, &self.threads_per_core))
             .or_else(|| differs("--slots", &wishes.slots, &self.slots))
             .or_else(|| differs("--max-regions", &wishes.max_regions, &self.max_regions))
@@ -264,6 +299,11 @@ impl Node {
         if let Phase::Running(Some(enclave)) = &content.phase {
             enclave.kill();
         }
+    }
+
+    /// The way into the enclave with this CID, if it is a machine.
+    pub(crate) fn guest(&self, cid: u32) -> Option<Arc<vm::Vsock>> {
+        self.residents().enclaves.get(&cid)?.guest.clone()
     }
 
     /// Whether an enclave has this CID.

@@ -14,7 +14,7 @@ use crate::nsm::{REQUEST_MAX, RESPONSE_MAX};
 /// `NSM_IOCTL_RAW`: `struct { struct iovec request, response; }`.
 pub(super) fn request(caller: &Caller<'_>, enclave: &Arc<Enclave>) -> Result<Outcome, Errno> {
     let stat = fstat(caller.descriptor(0)?)?;
-    if (stat.st_dev, stat.st_ino) != enclave.nsm_node {
+    if Some((stat.st_dev, stat.st_ino)) != enclave.nsm_node {
         return Ok(Outcome::Native);
     }
     let enclave = enclave.clone();

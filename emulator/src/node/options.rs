@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use socket2::SockRef;
 
@@ -36,6 +37,11 @@ impl Options {
             CONNECT_TIMEOUT => 2, // seconds: VSOCK_DEFAULT_CONNECT_TIMEOUT
             _ => 256 * 1024,
         })
+    }
+
+    /// How long a connect may take.
+    pub(crate) fn connect_timeout(&self, cookie: u64) -> Duration {
+        Duration::from_secs(self.value(cookie, CONNECT_TIMEOUT))
     }
 
     fn remember(&self, cookie: u64, option: i32, value: u64) {

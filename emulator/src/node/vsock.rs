@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::caller::{Caller, Errno, Outcome};
+use super::guests;
 use super::names::{ANY, Address, HOST, HYPERVISOR, LOCAL, Mark, PARENT};
 use super::supervisor::Member;
 use crate::sys::process;
@@ -91,10 +92,15 @@ pub(super) fn connect(caller: &Caller<'_>) -> Result<Outcome, Errno> {
     if names.address(&socket.local_addr()?).is_none() {
         bind_somewhere(caller, &fd)?;
     }
-    let target = names.name(Address { cid: owner, port: wanted.port })?;
+    let target = Address { cid: owner, port: wanted.port };
     let dialled = matches!(wanted.cid, LOCAL | HOST).then_some(wanted.cid);
     let mark = Mark { dialled, ..mark };
+    if let Some(guest) = caller.desk.node.guest(owner) {
+        let job = move |caller: &Caller<'_>| guests::connect(caller, &guest, fd, target, mark);
+        return Ok(Outcome::Later(Box::new(job)));
+    }
 
+    let target = names.name(target)?;
     let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
     fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     let first = socket.connect(&target);
@@ -125,7 +131,7 @@ fn connect_patiently(
     connected(caller, &fd, mark, result)
 }
 
-fn connected(
+pub(super) fn connected(
     caller: &Caller<'_>,
     fd: &OwnedFd,
     mark: Mark,

@@ -120,7 +120,7 @@ fn gather(caller: &Caller<'_>, payload: &Payload, length: u64) -> Result<Option<
 
 /// Repeats the first fragment where the following ones should be, and makes
 /// sure that the result differs even if the data repeats itself.
-fn damaged(mut bytes: Vec<u8>) -> Vec<u8> {
+pub(crate) fn damaged(mut bytes: Vec<u8>) -> Vec<u8> {
     let (first, rest) = bytes.split_at_mut(SAFE_WRITE as usize);
     for chunk in rest.chunks_mut(SAFE_WRITE as usize) {
         let same = chunk == &first[..chunk.len()];
