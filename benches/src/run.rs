@@ -263,11 +263,20 @@ fn print(figures: &Figures) {
         for (figure, contenders) in figures {
             print!("{row:24} {figure:14}");
             for (contender, values) in contenders {
-                print!("  {contender} {:.1}", median(values));
+                print!("  {contender} {:.3}", median(values));
+                if let Some(raw) = contenders.get("raw").filter(|_| contender != "raw") {
+                    print!(" ({:.2})", ratio(values, raw));
+                }
             }
             println!();
         }
     }
+}
+
+/// The median over rounds of one contender's value by the other's.
+pub(crate) fn ratio(values: &[f64], others: &[f64]) -> f64 {
+    let ratios: Vec<f64> = values.iter().zip(others).map(|(value, other)| value / other).collect();
+    median(&ratios)
 }
 
 /// The middle of the values; the lower one of two.

@@ -9,11 +9,16 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, send, sendmmsg};
+use rustix::net::{MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmmsg};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio_vsock::VsockStream;
 
+use crate::VSOCK_WRITE_MAX;
+
+/// A read that brings this many bytes is followed by another one without
+/// asking whether there is more: while they are passed on, more arrives.
+const BULK: usize = 2 * VSOCK_WRITE_MAX;
 /// Slices of one vectored write.
 pub(crate) const SLICES: usize = 8;
 
@@ -48,8 +53,7 @@ impl Vsock {
             match outcome {
                 _ if sent > 0 => return Poll::Ready(Ok(sent)),
                 Ok(()) => return Poll::Ready(Ok(sent)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if passes(&error) => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -58,11 +62,29 @@ impl Vsock {
 
 impl AsyncRead for Vsock {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(context, buffer)
+        loop {
+            ready!(self.socket.poll_read_ready(context))?;
+            let room = buffer.initialize_unfilled();
+            let mut received = None;
+            let outcome = self.socket.try_io(Interest::READABLE, || {
+                let (_, count) = recv(&self.socket, &mut *room, RecvFlags::empty())?;
+                received = Some(count);
+                let emptied = 0 < count && count < room.len().min(BULK);
+                if emptied { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match (received, outcome) {
+                (Some(count), _) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                (None, Err(error)) if !passes(&error) => return Poll::Ready(Err(error)),
+                (None, _) => {}
+            }
+        }
     }
 }
 
@@ -92,6 +114,11 @@ impl AsyncWrite for Vsock {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(context)
     }
+}
+
+/// The socket is not ready after all, or a signal came.
+fn passes(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// The kernel stops at the first message that it cannot take whole, so the

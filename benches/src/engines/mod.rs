@@ -18,6 +18,8 @@ use crate::endpoint::Endpoint;
 pub(crate) enum Engine {
     /// Blocking, two threads a connection, 64 KiB, no write cap: the yardstick
     Raw,
+    /// The same with the write cap
+    RawCapped,
     /// The relay crate, as shim and agent use it
     Ours,
     /// The runtime's own copy loop, 8 KiB a direction
@@ -31,7 +33,7 @@ pub(crate) enum Engine {
 impl Engine {
     /// Every connection costs threads.
     pub(crate) fn is_threaded(self) -> bool {
-        self == Engine::Raw
+        matches!(self, Engine::Raw | Engine::RawCapped)
     }
 }
 
@@ -49,7 +51,8 @@ pub(crate) fn run(engine: Engine, runtime: Runtime, listen: Endpoint, to: Endpoi
     let listener = listen.listen()?;
     println!("ready");
     match engine {
-        Engine::Raw => raw::run(&listener, listen, to),
+        Engine::Raw => raw::run(&listener, listen, to, usize::MAX),
+        Engine::RawCapped => raw::run(&listener, listen, to, relay::VSOCK_WRITE_MAX),
         _ => shared::run(engine, runtime, listener, listen, to),
     }
 }
