@@ -1,33 +1,30 @@
-//! Sets a Kubernetes node up for enclaves and offers them to its pods.
+//! What a node needs so that its pods can run enclaves.
 #![forbid(unsafe_code)]
 
-mod device_plugin;
-mod exit;
+mod allocator;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Sets a Kubernetes node up for enclaves and offers them to its pods.
+/// What a node needs so that its pods can run enclaves.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 enum Command {
-    DevicePlugin(device_plugin::Args),
+    Allocator(allocator::Args),
 }
+
+/// sysexits.h
+const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let outcome = match Command::try_parse_from(arguments()) {
-        Ok(Command::DevicePlugin(args)) => device_plugin::run(&args),
-        Err(error) => return exit::usage(&error),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+    match Command::try_parse() {
+        Ok(Command::Allocator(args)) => allocator::run(&args),
+        Err(error) => {
+            // `--help` and `--version` come here as well, and are no errors.
+            // Nothing is left to do when the terminal is gone.
+            let _ = error.print();
+            if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+        }
     }
-}
-
-/// AWS's device plugin is asked for its version in Go's way.
-fn arguments() -> impl Iterator<Item = OsString> {
-    std::env::args_os().map(|argument| if argument == "-version" { "--version".into() } else { argument })
 }
