@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::aws_lc_rs::ECDSA_P384_SHA384;
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, KeyUsage, RevocationOptions, anchor_from_trusted_cert};
 
 use crate::anchors::{Fingerprint, TrustAnchors, fingerprint};
 use crate::cache::{Cache, ChainId};
 use crate::document::{Claims, MAX_CABUNDLE};
 use crate::error::Error;
+use crate::revocation::RevocationLists;
 use crate::x509::Certificate;
 
 /// The place of a certificate in the chain.
@@ -75,6 +76,12 @@ pub enum ChainError {
     /// More issuers than a path length constraint allows.
     #[error("a path length constraint is exceeded")]
     PathLength,
+    /// A certificate is on a revocation list that the caller brought along.
+    #[error("a certificate of the chain has been revoked")]
+    Revoked,
+    /// A revocation list that the caller brought along is out of date.
+    #[error("a revocation list has expired")]
+    ListExpired,
     /// `webpki` refused the chain for another reason.
     #[error("the chain is not acceptable")]
     Rejected(#[source] webpki::Error),
@@ -94,6 +101,8 @@ impl ChainError {
             Self::NotYetValid { .. } => "chain.not-yet-valid",
             Self::Signature => "chain.signature",
             Self::PathLength => "chain.path-length",
+            Self::Revoked => "chain.revoked",
+            Self::ListExpired => "chain.list-expired",
             Self::Rejected(_) => "chain.rejected",
             Self::OtherPath => "chain.other-path",
         }
@@ -149,11 +158,20 @@ impl<'a> Chain<'a> {
     }
 
     /// Verifies validity, path lengths and all signatures at `seconds` since
-    /// the epoch. Signatures that `cache` remembers are not verified again.
-    pub(crate) fn verify(&self, seconds: u64, cache: Option<&Cache>) -> Result<(), ChainError> {
+    /// the epoch. Signatures that `cache` remembers are not verified again,
+    /// unless there are revocation lists: those are consulted every time.
+    pub(crate) fn verify(
+        &self,
+        seconds: u64,
+        cache: Option<&Cache>,
+        lists: Option<&RevocationLists>,
+    ) -> Result<(), ChainError> {
         self.check_validity(i64::try_from(seconds).unwrap_or(i64::MAX))?;
         let [issuers @ .., leaf] = self.ders.as_slice() else { return Err(ChainError::OtherPath) };
-        let Some(cache) = cache else { return verify_path(issuers, leaf, seconds) };
+        if let Some(lists) = lists {
+            return lists.applied(|lists| verify_path(issuers, leaf, seconds, lists));
+        }
+        let Some(cache) = cache else { return verify_path(issuers, leaf, seconds, None) };
         let known_issuers = ChainId::of(issuers.iter().map(AsRef::as_ref));
         let known_chain = ChainId::of(self.ders.iter().map(AsRef::as_ref));
         if cache.contains(known_chain) {
@@ -162,9 +180,9 @@ impl<'a> Chain<'a> {
         match issuers {
             // The last issuer has been verified, so the leaf may start from it.
             [.., last] if cache.contains(known_issuers) => {
-                verify_path(std::slice::from_ref(last), leaf, seconds)?
+                verify_path(std::slice::from_ref(last), leaf, seconds, None)?
             }
-            issuers => verify_path(issuers, leaf, seconds)?,
+            issuers => verify_path(issuers, leaf, seconds, None)?,
         }
         cache.insert(known_issuers);
         cache.insert(known_chain);
@@ -216,6 +234,7 @@ fn verify_path(
     issuers: &[CertificateDer<'_>],
     leaf: &CertificateDer<'_>,
     seconds: u64,
+    revocation: Option<RevocationOptions<'_>>,
 ) -> Result<(), ChainError> {
     let [anchor, intermediates @ ..] = issuers else { return Err(ChainError::OtherPath) };
     let anchor = [anchor_from_trusted_cert(anchor).map_err(ChainError::Rejected)?];
@@ -224,7 +243,7 @@ fn verify_path(
     let usage = KeyUsage::client_auth();
     let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     let path = leaf
-        .verify_for_usage(&[ECDSA_P384_SHA384], &anchor, intermediates, time, usage, None, None)
+        .verify_for_usage(&[ECDSA_P384_SHA384], &anchor, intermediates, time, usage, revocation, None)
         .map_err(refusal)?;
     if path.intermediate_certificates().count() != intermediates.len() {
         return Err(ChainError::OtherPath);
@@ -236,6 +255,8 @@ fn refusal(error: webpki::Error) -> ChainError {
     match error {
         webpki::Error::InvalidSignatureForPublicKey => ChainError::Signature,
         webpki::Error::PathLenConstraintViolated => ChainError::PathLength,
+        webpki::Error::CertRevoked => ChainError::Revoked,
+        webpki::Error::CrlExpired { .. } => ChainError::ListExpired,
         other => ChainError::Rejected(other),
     }
 }

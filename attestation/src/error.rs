@@ -101,9 +101,10 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Envelope(_) | Self::Cbor(_) | Self::Document(_) => Class::Malformed,
-            Self::Chain(ChainError::Expired { .. } | ChainError::NotYetValid { .. }) | Self::Time(_) => {
-                Class::Stale
-            }
+            Self::Chain(
+                ChainError::Expired { .. } | ChainError::NotYetValid { .. } | ChainError::ListExpired,
+            )
+            | Self::Time(_) => Class::Stale,
             Self::Certificate { .. } | Self::Chain(_) | Self::Signature | Self::Identity(_) => {
                 Class::Untrusted
             }

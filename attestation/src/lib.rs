@@ -26,6 +26,7 @@ pub mod identity;
 pub mod policy;
 #[cfg(feature = "policy-file")]
 pub mod policy_file;
+pub mod revocation;
 #[cfg(feature = "rustls")]
 pub mod rustls;
 pub mod verify;
@@ -38,4 +39,5 @@ pub use crate::error::{Class, Error};
 pub use crate::policy::Policy;
 #[cfg(feature = "policy-file")]
 pub use crate::policy_file::PolicyFile;
+pub use crate::revocation::RevocationLists;
 pub use crate::verify::{Clock, Verified, Verifier};

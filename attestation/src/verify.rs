@@ -21,6 +21,7 @@ use crate::document::{Claims, Pcr, Untrusted};
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::policy::{Policy, is_debug};
+use crate::revocation::RevocationLists;
 
 /// Which time counts as now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,7 @@ pub struct Verifier {
     anchors: TrustAnchors,
     policy: Policy,
     cache: Option<Arc<Cache>>,
+    lists: Option<Arc<RevocationLists>>,
 }
 
 /// A document that passed every check. Only a [`Verifier`] makes one.
@@ -90,7 +92,7 @@ pub struct Verified<'a> {
 impl Verifier {
     /// A verifier that trusts `anchors` and asks for `policy`.
     pub fn new(anchors: TrustAnchors, policy: Policy) -> Self {
-        Self { anchors, policy, cache: None }
+        Self { anchors, policy, cache: None, lists: None }
     }
 
     /// Remembers the signatures of up to `chains` chains that verified (two
@@ -98,6 +100,13 @@ impl Verifier {
     /// bytes an entry). Clones share them. Roots and dates are checked anew.
     pub fn with_chain_cache(mut self, chains: NonZeroUsize) -> Self {
         self.cache = Some(Arc::new(Cache::new(chains)));
+        self
+    }
+
+    /// Consults revocation lists as well. Every signature is then verified
+    /// every time, remembered or not: a list may have come since.
+    pub fn with_revocation_lists(mut self, lists: RevocationLists) -> Self {
+        self.lists = Some(Arc::new(lists));
         self
     }
 
@@ -133,7 +142,7 @@ impl Verifier {
         let Untrusted { envelope, claims } = document;
         let moment = Moment::of(&claims, clock, self.policy.skew);
         let chain = Chain::read(&claims, &self.anchors)?;
-        chain.verify(moment.chain_time().as_secs(), self.cache.as_deref())?;
+        chain.verify(moment.chain_time().as_secs(), self.cache.as_deref(), self.lists.as_deref())?;
         if !envelope.is_signed_by(chain.leaf.public_key) {
             return Err(Error::Signature);
         }

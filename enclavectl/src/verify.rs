@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{anyhow, ensure};
-use attestation::{Clock, Policy, Verifier};
+use attestation::{Clock, Policy};
 use clap::ArgAction;
 
 use crate::failure::{Blame, Failure, OrBlame};
@@ -87,7 +87,7 @@ pub(crate) fn judge(
     clock: Clock,
     json: bool,
 ) -> anyhow::Result<u8> {
-    match Verifier::new(expected.anchors.clone(), expected.policy.clone()).verify(document, clock) {
+    match expected.verifier().verify(document, clock) {
         Ok(verified) => {
             let checked = Checked { measurements: expected.measurements, nonce, handshake: false };
             Report::new(&verified, clock, checked, expected.build_name(verified.build())).print(json)?;

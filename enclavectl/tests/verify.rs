@@ -127,6 +127,8 @@ fn the_root_is_awss_unless_another_is_named() {
         (vec!["--root-fingerprint", &other], 3),
         (vec!["--root-pem", "no-such-file"], 66),
         (vec!["--root-pem", document.to_str().unwrap()], 64),
+        (vec!["--crl", "no-such-file"], 66),
+        (vec!["--crl", pem], 64),
     ] {
         assert_eq!(code(&document, &[&AUDIT[..], &roots].concat()), status, "{roots:?}");
     }

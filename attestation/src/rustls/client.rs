@@ -1,6 +1,5 @@
 //! The client's side: who the server is follows from a policy, not from DNS.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -34,16 +33,16 @@ impl AttestedServerVerifier {
     /// handshake's signature takes its place. `user_data` is taken by the
     /// binding: a policy that demands another accepts nobody.
     pub fn new(anchors: TrustAnchors, policy: Policy) -> Self {
-        Self {
-            verifier: Verifier::new(anchors, policy.without_nonce_insecure()),
-            algorithms: provider().signature_verification_algorithms,
-        }
+        Self::of(&Verifier::new(anchors, policy))
     }
 
-    /// Remembers signatures as [`Verifier::with_chain_cache`] does.
-    pub fn with_chain_cache(mut self, chains: NonZeroUsize) -> Self {
-        self.verifier = self.verifier.with_chain_cache(chains);
-        self
+    /// The same by a verifier that remembers chains or heeds revocation lists.
+    pub fn of(verifier: &Verifier) -> Self {
+        let policy = verifier.policy().clone().without_nonce_insecure();
+        Self {
+            verifier: verifier.with_policy(policy),
+            algorithms: provider().signature_verification_algorithms,
+        }
     }
 
     /// A configuration for TLS 1.3 without resumption.

@@ -49,6 +49,11 @@ impl Key {
         &KEYS.get_or_init(|| (0..6).map(|_| Key::generate()).collect())[index]
     }
 
+    /// Signs as certificates are signed.
+    pub fn sign(&self, body: &[u8]) -> Vec<u8> {
+        self.asn1.sign(&SystemRandom::new(), body).unwrap().as_ref().to_vec()
+    }
+
     pub fn point(&self) -> Vec<u8> {
         self.asn1.public_key().as_ref().to_vec()
     }
@@ -92,8 +97,8 @@ impl Certificate {
             &self.key_info,
             &extensions,
         ]);
-        let signature = Key::shared(self.signer).asn1.sign(&SystemRandom::new(), &body).unwrap();
-        let mut der = sequence(&[&body, &self.outer_algorithm, &bits(signature.as_ref())]);
+        let signature = Key::shared(self.signer).sign(&body);
+        let mut der = sequence(&[&body, &self.outer_algorithm, &bits(&signature)]);
         der.extend_from_slice(&self.trailing);
         der
     }

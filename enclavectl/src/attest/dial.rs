@@ -92,8 +92,7 @@ impl DialError {
 
 impl Dialler {
     pub(crate) fn new(target: Target, expected: &Expected, session: bool) -> Result<Dialler, Failure> {
-        let verifier = AttestedServerVerifier::new(expected.anchors.clone(), expected.policy.clone());
-        let verifier = verifier.with_chain_cache(CHAINS);
+        let verifier = AttestedServerVerifier::of(&expected.verifier().with_chain_cache(CHAINS));
         let config = verifier.clone().client_config().map_err(|error| anyhow!(error));
         let mut config = config.or_blame(Blame::Io)?;
         if session {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use attestation::{Fingerprint, Pcr, Policy, PolicyFile, TrustAnchors};
+use attestation::{Fingerprint, Pcr, Policy, PolicyFile, RevocationLists, TrustAnchors, Verifier};
 
 use super::input;
 use crate::failure::{Blame, Failure, OrBlame};
@@ -38,6 +38,9 @@ pub(crate) struct Expectations {
     /// Trust the roots in this PEM file instead of AWS's (repeatable)
     #[arg(long, value_name = "FILE")]
     root_pem: Vec<PathBuf>,
+    /// Heed the revocation lists in this PEM file, which must be current (repeatable)
+    #[arg(long, value_name = "FILE")]
+    crl: Vec<PathBuf>,
 }
 
 /// Which application may be behind the document. Some of them are needed.
@@ -79,13 +82,18 @@ struct MeasurementArgs {
 /// What the flags and the policy file together ask for.
 pub(crate) struct Expected {
     pub(crate) policy: Policy,
-    pub(crate) anchors: TrustAnchors,
+    verifier: Verifier,
     file: Option<PolicyFile>,
     /// Whether some measurement is compared at all.
     pub(crate) measurements: bool,
 }
 
 impl Expected {
+    /// A verifier that asks for [`Self::policy`] as it is now.
+    pub(crate) fn verifier(&self) -> Verifier {
+        self.verifier.with_policy(self.policy.clone())
+    }
+
     /// Whether the policy file does without a nonce.
     pub(crate) fn waives_nonce(&self) -> bool {
         self.file.as_ref().is_some_and(|file| !file.demands_nonce())
@@ -125,7 +133,24 @@ impl Expectations {
             (None, Some(file)) => file.anchors(),
             (None, None) => TrustAnchors::aws_g1(),
         };
-        Ok(Expected { policy, anchors, file, measurements: !self.measurements.any_measurement })
+        let mut verifier = Verifier::new(anchors, policy.clone());
+        if let Some(lists) = self.revocation_lists()? {
+            verifier = verifier.with_revocation_lists(lists);
+        }
+        Ok(Expected { policy, verifier, file, measurements: !self.measurements.any_measurement })
+    }
+
+    fn revocation_lists(&self) -> Result<Option<RevocationLists>, Failure> {
+        let mut text = Vec::new();
+        for path in &self.crl {
+            let cannot = || format!("cannot read {}", path.display());
+            text.extend(std::fs::read(path).with_context(cannot).or_blame(Blame::NoInput)?);
+            text.push(b'\n');
+        }
+        if self.crl.is_empty() {
+            return Ok(None);
+        }
+        RevocationLists::from_pem(&text).map(Some).or_blame(Blame::Usage)
     }
 
     /// The roots that the flags name, if they name any.
