@@ -132,6 +132,12 @@ impl<'a> Image<'a> {
         Image::check_and_measure(Source::Bytes(bytes))
     }
 
+    /// As [`Image::parse_measured`], for an image that lies in pieces of
+    /// memory, one after the other.
+    pub fn parse_pieces_measured(pieces: Vec<&'a [u8]>) -> Result<(Image<'a>, Measurements), ImageError> {
+        Image::check_and_measure(Source::Pieces(pieces))
+    }
+
     /// Where everything lies.
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -170,7 +176,7 @@ impl<'a> Image<'a> {
     }
 
     /// The signature section decoded, if the image is signed. It is *not*
-    /// verified: that it decodes says nothing about who made it.
+    /// verified, which [`Signature::check`] does: that it decodes says nothing.
     pub fn signature(&self) -> Result<Option<Signature>, ImageError> {
         let Some(section) = self.layout.signature() else { return Ok(None) };
         let offset = section.payload.start;

@@ -30,4 +30,5 @@ pub use layout::{Architecture, Layout, Section, SectionKind};
 pub use metadata::{BuildMetadata, Metadata};
 pub use parse::Fault;
 pub use pcr::{Measurements, ParsePcrError, Pcr};
+pub use signature::{Signature, SignatureCheckError};
 pub use writer::{ImageWriter, WriteError};

@@ -2,12 +2,17 @@
 //! in CBOR, both values being *arrays of integers*, not byte strings. The
 //! first is PEM, the second an untagged COSE_Sign1 over PCR0.
 
+mod certificate;
+mod check;
+
 use minicbor::{Decoder, decode};
 use rustls_pki_types::{CertificateDer, pem, pem::PemObject};
 
 use crate::pcr::Pcr;
+pub use certificate::CertificateError;
+pub use check::SignatureCheckError;
 
-/// A signature section, decoded but not verified.
+/// A signature section, decoded. [`Signature::check`] says what it is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     certificate: CertificateDer<'static>,

@@ -18,6 +18,8 @@ pub(crate) enum Source<'a> {
     /// A regular file and its size when it was opened.
     File(File, u64),
     Bytes(&'a [u8]),
+    /// Memory in pieces that follow each other.
+    Pieces(Vec<&'a [u8]>),
 }
 
 impl Source<'_> {
@@ -33,6 +35,7 @@ impl Source<'_> {
         match self {
             Source::File(_, len) => *len,
             Source::Bytes(bytes) => bytes.len() as u64,
+            Source::Pieces(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
         }
     }
 
@@ -42,6 +45,14 @@ impl Source<'_> {
             Source::File(file, _) => file.read_exact_at(buffer, offset),
             Source::Bytes(bytes) => {
                 buffer.copy_from_slice(slice(bytes, &(offset..offset.saturating_add(buffer.len() as u64)))?);
+                Ok(())
+            }
+            Source::Pieces(pieces) => {
+                let mut filled = 0;
+                for part in parts(pieces, offset..offset.saturating_add(buffer.len() as u64))? {
+                    buffer[filled..filled + part.len()].copy_from_slice(part);
+                    filled += part.len();
+                }
                 Ok(())
             }
         }
@@ -58,6 +69,10 @@ impl Source<'_> {
             Source::Bytes(bytes) => {
                 let bytes = slice(bytes, &range).map_err(|error| (range.start, error))?;
                 bytes.chunks(PIECE).for_each(take);
+            }
+            Source::Pieces(pieces) => {
+                let found = parts(pieces, range.clone()).map_err(|error| (range.start, error))?;
+                found.iter().flat_map(|part| part.chunks(PIECE)).for_each(take);
             }
             Source::File(file, _) => {
                 let mut buffer = vec![0; PIECE.min((range.end - range.start) as usize)];
@@ -81,6 +96,21 @@ fn slice<'a>(bytes: &'a [u8], range: &Range<u64>) -> io::Result<&'a [u8]> {
         .zip(usize::try_from(range.end).ok())
         .and_then(|(start, end)| bytes.get(start..end))
         .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Where `range` of the pieces' whole lies, in order.
+fn parts<'a>(pieces: &[&'a [u8]], range: Range<u64>) -> io::Result<Vec<&'a [u8]>> {
+    let mut found = Vec::new();
+    let mut start = 0;
+    for piece in pieces {
+        let end = start + piece.len() as u64;
+        let (from, to) = (range.start.max(start), range.end.min(end));
+        if from < to {
+            found.push(slice(piece, &(from - start..to - start))?);
+        }
+        start = end;
+    }
+    if range.end > start { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(found) }
 }
 
 /// Part of a [`Source`] as a stream.
@@ -119,5 +149,29 @@ impl Seek for Window<'_> {
         };
         self.position = target.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_read_as_their_whole_at_every_range() {
+        let whole = b"abcdefghij";
+        let pieces = Source::Pieces(vec![&whole[..3], &whole[3..3], &whole[3..9], &whole[9..]]);
+        assert_eq!(pieces.len(), 10);
+        for start in 0..=10u64 {
+            for end in start..=10 {
+                let expected = &whole[start as usize..end as usize];
+                let mut buffer = vec![0; expected.len()];
+                pieces.read_at(start, &mut buffer).unwrap();
+                assert_eq!(buffer, expected);
+                let mut fed = Vec::new();
+                pieces.feed(start..end, |part| fed.extend_from_slice(part)).unwrap();
+                assert_eq!(fed, expected);
+            }
+            assert!(pieces.read_at(start, &mut [0; 11]).is_err());
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! `enclavectl inspect`: checks an image and tells what it is.
 
-use std::{fmt::Write, path::PathBuf, process::ExitCode};
+use std::{fmt::Write, path::PathBuf, process::ExitCode, time::SystemTime};
 
 use eif::{Image, Measurements, Metadata, shadow};
 use serde::Serialize;
@@ -14,7 +14,8 @@ use crate::{
 /// Checks an enclave image and shows what it measures to.
 ///
 /// Exits 65 when the image breaks a rule of its format, naming the byte.
-/// Signatures are not verified.
+/// A signature is checked: the certificate's validity now, its key, and that
+/// PCR0 is what is signed. Whose certificate it is, only PCR8 tells.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Image to inspect
@@ -24,8 +25,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// As `nitro-cli describe-eif` names it. `SignatureCheck` is absent because a
-/// signature is not checked here; `Warnings` is our own.
+/// As `nitro-cli describe-eif` names it; `Warnings` is our own.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Report {
@@ -34,6 +34,8 @@ struct Report {
     is_signed: bool,
     #[serde(rename = "CheckCRC")]
     check_crc: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature_check: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,14 +49,16 @@ struct Report {
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let (image, measurements) = Image::open_measured(&args.file)?;
     let metadata = image.metadata()?;
-    let warnings: Vec<String> = shadow::find(&image).iter().map(describe).collect();
+    let mut warnings: Vec<String> = shadow::find(&image).iter().map(describe).collect();
+    let signature = image.signature()?.map(|found| found.check(&measurements.pcr0, SystemTime::now()));
+    warnings.extend(signature.iter().filter_map(|checked| checked.as_ref().err()).map(ToString::to_string));
     for warning in &warnings {
         eprintln!("warning: {warning}");
     }
     if args.json {
-        print_json(&report(&image, measurements, metadata, warnings))?;
+        print_json(&report(&image, measurements, metadata, signature.map(|checked| checked.is_ok()), warnings))?;
     } else {
-        print_text(&text(&image, measurements, metadata.as_ref())?)?;
+        print_text(&text(&image, measurements, metadata.as_ref(), signature.map(|checked| checked.is_ok()))?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -75,6 +79,7 @@ fn report(
     image: &Image<'_>,
     measurements: Measurements,
     metadata: Option<Metadata>,
+    signature_check: Option<bool>,
     warnings: Vec<String>,
 ) -> Report {
     Report {
@@ -83,6 +88,7 @@ fn report(
         is_signed: image.layout().signature().is_some(),
         // An image with another checksum is refused before it gets here.
         check_crc: true,
+        signature_check,
         image_name: metadata.as_ref().map(|metadata| metadata.image_name.clone()),
         image_version: metadata.as_ref().map(|metadata| metadata.image_version.clone()),
         metadata: metadata.map(flattened),
@@ -119,6 +125,7 @@ fn text(
     image: &Image<'_>,
     measurements: Measurements,
     metadata: Option<&Metadata>,
+    signature: Option<bool>,
 ) -> Result<String, Failure> {
     let layout = image.layout();
     let cmdline = image.cmdline()?;
@@ -145,7 +152,11 @@ fn text(
             format!("{:<9} {:>12} bytes at {}", section.kind, section.len(), section.payload.start),
         ));
     }
-    let signed = if layout.signature().is_some() { "yes, signature not verified here" } else { "no" };
+    let signed = match signature {
+        Some(true) => "yes, correctly over PCR0",
+        Some(false) => "yes, but the signature is not good (see the warning)",
+        None => "no",
+    };
     lines.push(("signed", signed.to_owned()));
     lines.push(("PCR0", measurements.pcr0.to_string()));
     lines.push(("PCR1", measurements.pcr1.to_string()));
