@@ -1,30 +1,36 @@
-//! What a node needs so that its pods can run enclaves.
+//! Sets a Kubernetes node up for enclaves and offers them to its pods.
 #![forbid(unsafe_code)]
 
 mod allocator;
+mod device_plugin;
+mod exit;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// What a node needs so that its pods can run enclaves.
+/// Sets a Kubernetes node up for enclaves and offers them to its pods.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 enum Command {
     Allocator(allocator::Args),
+    DevicePlugin(device_plugin::Args),
 }
 
-/// sysexits.h
-const USAGE: u8 = 64;
-
 fn main() -> ExitCode {
-    match Command::try_parse() {
-        Ok(Command::Allocator(args)) => allocator::run(&args),
-        Err(error) => {
-            // `--help` and `--version` come here as well, and are no errors.
-            // Nothing is left to do when the terminal is gone.
-            let _ = error.print();
-            if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
-        }
+    let outcome = match Command::try_parse_from(arguments()) {
+        Ok(Command::Allocator(args)) => return allocator::run(&args),
+        Ok(Command::DevicePlugin(args)) => device_plugin::run(&args),
+        Err(error) => return exit::usage(&error),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
     }
+}
+
+/// AWS's device plugin is asked for its version in Go's way.
+fn arguments() -> impl Iterator<Item = OsString> {
+    std::env::args_os().map(|argument| if argument == "-version" { "--version".into() } else { argument })
 }
