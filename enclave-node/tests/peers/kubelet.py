@@ -20,6 +20,7 @@ import v1beta1_pb2_grpc as services  # noqa: E402
 
 printing = threading.Lock()
 plugins = {}
+channels = {}
 
 
 def say(event, **fields):
@@ -29,7 +30,7 @@ def say(event, **fields):
 
 def dial(endpoint):
     path = os.path.join(DIRECTORY, endpoint)
-    name = {"localhost": "localhost", "path": path}[AUTHORITY]
+    name = "localhost" if AUTHORITY == "localhost" else path
     channel = grpc.insecure_channel("unix:" + path, options=[("grpc.default_authority", name)])
     return channel, services.DevicePluginStub(channel)
 
@@ -66,6 +67,7 @@ class Registration(services.RegistrationServicer):
             say("unreachable", resource=request.resource_name, cause=repr(error))
             context.abort(grpc.StatusCode.UNKNOWN, "failed to dial device plugin")
         plugins[request.resource_name] = stub
+        channels[request.resource_name] = channel
         say(
             "registered",
             resource=request.resource_name,
@@ -112,6 +114,8 @@ def obey(words):
         for _ in range(int(words[2])):
             allocate(stub, [ids(words[3])])
         say("done", calls=int(words[2]), seconds=time.monotonic() - begin)
+    elif command == "hangup":
+        channels[words[1]].close()
     elif command == "huge":
         allocate(stub, [["x" * 60] * int(words[2])])
         say("allocated", containers=[])

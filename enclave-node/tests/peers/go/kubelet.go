@@ -197,6 +197,8 @@ func obey(words []string) error {
 			}
 		}
 		say("done", fields{"calls": count, "seconds": time.Since(begin).Seconds()})
+	case "hangup":
+		return conn.Close()
 	case "huge":
 		count, _ := strconv.Atoi(words[2])
 		container := make([]string, count)
