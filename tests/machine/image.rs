@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Node, program_path};
+use super::{Node, boots_kernels, program_path};
 
 /// An EIF and what it measures.
 pub struct Image {
@@ -78,8 +78,13 @@ fn hello_rootfs() -> PathBuf {
     rootfs
 }
 
+/// What ENCLAVE_KERNEL names, else Debian's, which only measures: to boot, a
+/// kernel needs its drivers built in, as that of eif/kernel has.
 fn kernel() -> PathBuf {
-    let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernel/bzImage");
+    let named = std::env::var_os("ENCLAVE_KERNEL").map(PathBuf::from);
+    assert!(named.is_some() || !boots_kernels(), "ENCLAVE_KERNEL must name the output of eif/kernel/build.sh");
+    let kernel =
+        named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernel/bzImage"));
     assert!(kernel.exists(), "{} is missing: run `make programs` first", kernel.display());
     kernel
 }

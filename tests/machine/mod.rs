@@ -111,6 +111,17 @@ impl Drop for Node {
     }
 }
 
+/// Whether FAKENITRO_ENGINE says that images boot their own kernels, in machines.
+pub fn boots_kernels() -> bool {
+    std::env::var_os("FAKENITRO_ENGINE").is_some_and(|engine| engine == "qemu")
+}
+
+/// A time limit of the process engine, and what takes its place where a
+/// processor is emulated and a kernel boots first.
+pub fn limit(process: Duration, machine: Duration) -> Duration {
+    if boots_kernels() { machine } else { process }
+}
+
 /// A program of the workspace, built beside the shim.
 pub fn program_path(name: &str) -> PathBuf {
     let shim = PathBuf::from(env!("CARGO_BIN_EXE_enclave-shim"));

@@ -189,6 +189,11 @@ pub fn config_file(node: &Node, extra: &str) -> PathBuf {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = node.scratch().join(format!("shim-{number}.yaml"));
+    // A kernel and its unpacked ramdisks take room of their own.
+    let extra = match super::boots_kernels() {
+        true => extra.replace("memory_mib: 64\n", "memory_mib: 128\n"),
+        false => extra.to_owned(),
+    };
     let text = format!(
         "ingress:
   - {{listen: 127.0.0.1:0, port: 8080}}
