@@ -265,3 +265,79 @@ fn sarif_names_every_rule_and_place() {
     let start = usize::try_from(change["deletedRegion"]["byteOffset"].as_u64().unwrap()).unwrap();
     assert_eq!(&text[start..start + 6], "\"true\"");
 }
+
+/// Pieces that break YAML, numbers, paths and commands.
+const SPLINTERS: &[&str] = &[
+    "",
+    "\n",
+    ":",
+    " ",
+    "- ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "'",
+    "\"",
+    "|\n",
+    "#",
+    "&a ",
+    "*a",
+    "<<: *a\n",
+    "\t",
+    "\0",
+    "é",
+    "0",
+    "-1",
+    "99999999999999999999",
+    "1e99",
+    "Mi",
+    "hugepages-",
+    "hugepages-0Mi: 1\n",
+    "${X}",
+    "{{ x }}",
+    "<<EOF\n",
+    "\\",
+    "s/a*b*c*/d/",
+    "sed -i ",
+    "kind: List\nitems:\n",
+    "---\n",
+    "\r\n",
+    "/nitro_enclaves: x\n",
+];
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 1500, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn broken_files_end_in_findings_and_never_in_a_panic(
+        cuts in proptest::collection::vec((0usize..4000, 0usize..40, 0usize..SPLINTERS.len()), 1..6),
+        script in proptest::bool::ANY,
+    ) {
+        let mut text = BASE.to_owned();
+        for (at, length, splinter) in cuts {
+            let mut start = at.min(text.len());
+            while !text.is_char_boundary(start) {
+                start -= 1;
+            }
+            let mut end = (start + length).min(text.len());
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            text.replace_range(start..end.max(start), SPLINTERS[splinter]);
+        }
+        if script {
+            text.insert_str(0, "#!/bin/sh\n");
+        }
+        for name in ["set.yaml", "allocator.yaml"] {
+            let found = lint::lint(&[Source { name: name.into(), text: text.clone() }], &facts("eif"));
+            for finding in &found {
+                proptest::prop_assert!(finding.line >= 1 && finding.line <= text.lines().count() + 1, "{:?}", finding);
+                if let Some(fix) = &finding.fix {
+                    proptest::prop_assert!(text.get(fix.bytes.clone()).is_some() || fix.bytes.end > text.len(), "{:?}", finding);
+                }
+            }
+            lint::fix(0, &text, &found);
+        }
+    }
+}

@@ -5,7 +5,7 @@
 #[path = "../testdata/mod.rs"]
 mod testdata;
 
-use std::{env, fs, path::PathBuf};
+use std::{env, fs, path::PathBuf, process::Command};
 
 use kubernetes::{
     allocator,
@@ -301,6 +301,35 @@ fn every_file_is_yaml_and_keeps_its_text() {
     let nodeadm = pool.iter().find(|one| one["kind"] == "NodeadmConfig").unwrap();
     let on_node = nodeadm["spec"]["files"].as_array().unwrap().last().unwrap();
     assert_eq!(serde_json::from_str::<Value>(on_node["content"].as_str().unwrap()).unwrap(), profile);
+}
+
+/// Helm's templates are Go's text/template.
+#[test]
+fn the_engine_of_helm_fills_the_chart_with_the_same_text() {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let request = Request { hugepage_volume: true, zones: vec![], ..example() };
+    for (case, request) in [("one", example()), ("two", request)] {
+        let files = render::render(&request).unwrap();
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("chart-{case}"));
+        fs::create_dir_all(&directory).unwrap();
+        for rendered in &files {
+            fs::write(directory.join(&rendered.name), &rendered.text).unwrap();
+        }
+        let output = Command::new("go")
+            .env("GO111MODULE", "off")
+            .arg("run")
+            .arg(manifest.join("tests/render/chart.go"))
+            .arg(directory.join("values.yaml"))
+            .arg(manifest.join("../deploy/chart/templates"))
+            .arg(&directory)
+            .args(["machine-pool.yaml", "karpenter.yaml", "device-plugin.yaml", "deployment.yaml"])
+            .output();
+        let Ok(output) = output else {
+            eprintln!("SKIPPED: there is no go (Debian: golang-go)");
+            return;
+        };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
 }
 
 /// Set UPDATE_DEPLOY=1 to write them.
