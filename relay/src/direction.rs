@@ -37,6 +37,7 @@ pub(crate) struct Direction {
     done: bool,
     write_max: usize,
     moved: u64,
+    suspects: bool,
 }
 
 impl Direction {
@@ -51,6 +52,7 @@ impl Direction {
             done: false,
             write_max,
             moved: 0,
+            suspects: false,
         }
     }
 
@@ -59,8 +61,13 @@ impl Direction {
         self.moved
     }
 
+    /// Whether an end of stream by a reader that also takes nothing any more is a fault.
+    pub(crate) fn suspect_full_close(&mut self, suspects: bool) {
+        self.suspects = suspects;
+    }
+
     /// Goes as far as the sockets let it; ready once the writer is shut down.
-    pub(crate) fn poll<R: AsyncRead, W: AsyncWrite>(
+    pub(crate) fn poll<R: AsyncRead + AsyncWrite, W: AsyncWrite>(
         &mut self,
         context: &mut Context<'_>,
         mut reader: Pin<&mut R>,
@@ -90,7 +97,7 @@ impl Direction {
     }
 
     /// Reads what is there until a full write to a vsock is held.
-    fn collect<R: AsyncRead>(
+    fn collect<R: AsyncRead + AsyncWrite>(
         &mut self,
         context: &mut Context<'_>,
         mut reader: Pin<&mut R>,
@@ -104,17 +111,17 @@ impl Direction {
     }
 
     /// Reads once behind what is held. A buffer is kept only if there are bytes for it.
-    fn poll_fill<R: AsyncRead>(
+    fn poll_fill<R: AsyncRead + AsyncWrite>(
         &mut self,
         context: &mut Context<'_>,
-        reader: Pin<&mut R>,
+        mut reader: Pin<&mut R>,
     ) -> Poll<Result<(), Error>> {
         let mut buffer = self.buffer.take().unwrap_or_else(Buffer::take);
         let bytes = buffer.bytes_mut();
         bytes.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.held());
         let mut free = ReadBuf::new(&mut bytes[self.end..]);
-        let outcome = reader.poll_read(context, &mut free);
+        let outcome = reader.as_mut().poll_read(context, &mut free);
         let count = free.filled().len();
         self.end += count;
         if self.held() > 0 {
@@ -122,7 +129,22 @@ impl Direction {
         }
         ready!(outcome).map_err(Error::Read)?;
         self.ended = count == 0;
+        if self.ended && self.suspects {
+            self.refuse_full_close(context, reader)?;
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// A write of nothing fails exactly if the peer has closed both ways.
+    fn refuse_full_close<R: AsyncWrite>(
+        &self,
+        context: &mut Context<'_>,
+        reader: Pin<&mut R>,
+    ) -> Result<(), Error> {
+        match reader.poll_write(context, &[]) {
+            Poll::Ready(Err(error)) => Err(Error::Read(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Writes once: one piece, or several of `write_max` bytes in one call.

@@ -5,6 +5,8 @@
 //! TCP  ── read ─▶ [ buffer ] ── writes of at most 31 KiB ─▶  vsock
 //! TCP  ◀─ write ─ [ buffer ] ◀─────────────────── read ────  vsock
 //! ```
+//! Buffers belong to the thread, not to the connection: a connection that
+//! waits holds none. Nothing waits for more bytes than there are.
 //!
 //! Each direction ends by itself: an end of stream is passed on as a shutdown
 //! and the other direction goes on for as long as it likes. An error ends both,
@@ -17,15 +19,16 @@ mod direction;
 mod pool;
 mod vsock;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_vsock::VsockStream;
 
 use direction::Direction;
@@ -77,7 +80,7 @@ pub enum RelayError {
         /// The socket's error.
         source: io::Error,
     },
-    /// The enclave reset the connection, or it ended.
+    /// The enclave's end reset the connection, gave it up, or ended.
     #[error("the vsock side failed after {} bytes in and {} out", .moved.to_vsock, .moved.from_vsock)]
     Vsock {
         /// What had been carried.
@@ -85,22 +88,66 @@ pub enum RelayError {
         /// The socket's error.
         source: io::Error,
     },
+    /// No byte went either way for [`Options::idle_timeout`].
+    #[error("idle for {timeout:?} after {} bytes in and {} out", .moved.to_vsock, .moved.from_vsock)]
+    Idle {
+        /// What had been carried.
+        moved: Moved,
+        /// The limit that was reached.
+        timeout: Duration,
+    },
+}
+
+/// What a relay does beyond carrying.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Ends a relay that has written nothing either way for so long. Off by
+    /// default: databases and queues keep silent connections for days.
+    pub idle_timeout: Option<Duration>,
+    /// The program at the other end of the vsock relays with this crate too.
+    ///
+    /// A vsock cannot carry a reset: its close is seen as an end of stream
+    /// (net/vmw_vsock/virtio_transport_common.c). But a relay closes only when
+    /// both directions have ended or one has failed, so a far end that closes
+    /// while this one may still write has given up: the TCP peer is reset.
+    /// After this side has ended its own direction the two look alike.
+    pub far_end_relays: bool,
 }
 
 /// Carries until both directions have ended. On an error the TCP peer is reset.
-pub async fn relay(
-    mut tcp: TcpStream,
+pub async fn relay(tcp: TcpStream, vsock: VsockStream, counters: &Counters) -> Result<Moved, RelayError> {
+    relay_with(tcp, vsock, counters, Options::default()).await
+}
+
+/// [`relay`] with options. Dropping the future resets the TCP peer too.
+pub async fn relay_with(
+    tcp: TcpStream,
     vsock: VsockStream,
     counters: &Counters,
+    options: Options,
 ) -> Result<Moved, RelayError> {
-    let mut vsock = Vsock::new(vsock).map_err(|source| RelayError::Vsock { moved: Moved::default(), source })?;
-    let outcome = carry(&mut tcp, &mut vsock, counters).await;
-    if outcome.is_err() {
-        // Without this the kernel would close with FIN: the peer would take a cut stream for a whole one.
-        // The call fails only on a socket that is gone already.
-        let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
-    }
+    let mut tcp = Client { stream: tcp, whole: false };
+    let mut vsock =
+        Vsock::new(vsock).map_err(|source| RelayError::Vsock { moved: Moved::default(), source })?;
+    let outcome = carry_with(&mut tcp.stream, &mut vsock, counters, options).await;
+    tcp.whole = outcome.is_ok();
     outcome
+}
+
+/// The TCP side. Without this the kernel would close a cut stream with FIN,
+/// and the peer would take it for a whole one.
+struct Client {
+    stream: TcpStream,
+    whole: bool,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !self.whole {
+            // Fails only on a socket that is gone already.
+            let _ = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        }
+    }
 }
 
 /// The path itself, on any two streams. Cancel it by dropping the future.
@@ -109,14 +156,34 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
+    carry_with(tcp, vsock, counters, Options::default()).await
+}
+
+/// [`carry`] with options.
+pub async fn carry_with<A, B>(
+    tcp: &mut A,
+    vsock: &mut B,
+    counters: &Counters,
+    options: Options,
+) -> Result<Moved, RelayError>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
     let mut inward = Direction::new(VSOCK_WRITE_MAX);
     let mut outward = Direction::new(usize::MAX);
+    let mut idle = options.idle_timeout.map(Idle::new);
     let ended = poll_fn(|context| {
         let inward_done =
             inward.poll(context, Pin::new(&mut *tcp), Pin::new(&mut *vsock), &counters.to_vsock);
+        outward.suspect_full_close(options.far_end_relays && inward_done.is_pending());
         let outward_done =
             outward.poll(context, Pin::new(&mut *vsock), Pin::new(&mut *tcp), &counters.from_vsock);
-        both(inward_done.map_err(Fault::inward), outward_done.map_err(Fault::outward))
+        let done = both(inward_done.map_err(Fault::inward), outward_done.map_err(Fault::outward));
+        match &mut idle {
+            Some(idle) if done.is_pending() => idle.poll(context, inward.moved() + outward.moved()),
+            _ => done,
+        }
     })
     .await;
     let moved = Moved { to_vsock: inward.moved(), from_vsock: outward.moved() };
@@ -124,13 +191,44 @@ where
         Ok(()) => Ok(moved),
         Err(Fault::Tcp(source)) => Err(RelayError::Tcp { moved, source }),
         Err(Fault::Vsock(source)) => Err(RelayError::Vsock { moved, source }),
+        Err(Fault::Idle(timeout)) => Err(RelayError::Idle { moved, timeout }),
     }
 }
 
-/// Which socket failed.
+/// Notices that nothing moves.
+struct Idle {
+    timeout: Duration,
+    alarm: Pin<Box<Sleep>>,
+    moved: u64,
+    since: Instant,
+}
+
+impl Idle {
+    fn new(timeout: Duration) -> Idle {
+        Idle { timeout, alarm: Box::pin(sleep(timeout)), moved: 0, since: Instant::now() }
+    }
+
+    /// Moving bytes only note the time; the alarm is set anew when it rings.
+    fn poll(&mut self, context: &mut Context<'_>, moved: u64) -> Poll<Result<(), Fault>> {
+        if moved != self.moved {
+            (self.moved, self.since) = (moved, Instant::now());
+        }
+        while self.alarm.as_mut().poll(context).is_ready() {
+            let deadline = self.since + self.timeout;
+            if deadline <= Instant::now() {
+                return Poll::Ready(Err(Fault::Idle(self.timeout)));
+            }
+            self.alarm.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+/// What ended a relay early.
 enum Fault {
     Tcp(io::Error),
     Vsock(io::Error),
+    Idle(Duration),
 }
 
 impl Fault {

@@ -65,6 +65,7 @@ async fn through(client: TcpStream, target: Target, traffic: &Traffic) -> Outcom
             match error {
                 RelayError::Tcp { .. } => Outcome::ClientFailed,
                 RelayError::Vsock { .. } => Outcome::EnclaveFailed,
+                RelayError::Idle { .. } => Outcome::Idle,
             }
         }
     }

@@ -19,6 +19,8 @@ pub(crate) enum Outcome {
     ClientFailed,
     /// The enclave reset it, or ended.
     EnclaveFailed,
+    /// Nothing went either way for too long.
+    Idle,
     /// Refused at the door: limits.connections are open.
     Full,
     /// Nobody listens on the port in the enclave.
@@ -37,6 +39,7 @@ impl Outcome {
             Outcome::Completed => "completed",
             Outcome::ClientFailed => "client_failed",
             Outcome::EnclaveFailed => "enclave_failed",
+            Outcome::Idle => "idle",
             Outcome::Full => "full",
             Outcome::DialRefused => "dial_refused",
             Outcome::DialLate => "dial_late",
