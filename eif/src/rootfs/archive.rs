@@ -155,6 +155,13 @@ impl Blob {
     }
 }
 
+/// Whether an image called `name` is meant by `wanted`: all of it, its end
+/// (`docker.io/library/app:1` is also `app:1`), or its tag alone.
+pub(crate) fn is_called(name: &str, wanted: &str) -> bool {
+    let rest = name.strip_suffix(wanted);
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with(['/', ':']))
+}
+
 fn list(file: &File) -> Result<HashMap<Vec<u8>, Entry>, super::TarError> {
     let read_error = |source| super::TarError::Read { offset: 0, source };
     let len = file.metadata().map_err(read_error)?.len();

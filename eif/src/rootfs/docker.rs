@@ -5,7 +5,11 @@ use std::{fs::File, io, path::Path};
 
 use serde::Deserialize;
 
-use super::{ContainerImage, Digest, Opening, SourceError, archive::Files, oci};
+use super::{
+    ContainerImage, Digest, Opening, SourceError,
+    archive::{Files, is_called},
+    oci,
+};
 
 const ARCHIVE: &str = "a docker archive";
 
@@ -63,6 +67,6 @@ impl Manifest {
     }
 
     fn is_called(&self, wanted: &str) -> bool {
-        self.tags().any(|tag| tag == wanted || tag.rsplit_once(':').is_some_and(|(_, tag)| tag == wanted))
+        self.tags().any(|tag| is_called(tag, wanted))
     }
 }

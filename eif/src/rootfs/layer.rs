@@ -153,8 +153,14 @@ impl Merge {
         if plain.over_limit() {
             return Err(SourceError::Limit { what: "bytes in the layers", limit: self.limits.total });
         }
-        merged?;
-        self.check_rest(blob, plain, expected.filter(|_| !twice), diff_id)
+        let vouched = self.check_rest(blob, plain, expected.filter(|_| !twice), diff_id);
+        match (merged, vouched) {
+            // Bytes that are not the expected ones explain every other error.
+            (_, Err(error @ SourceError::Digest { .. })) | (Err(error), _) | (Ok(()), Err(error)) => {
+                Err(error)
+            }
+            (Ok(()), Ok(())) => Ok(()),
+        }
     }
 
     /// The tree, and what was left out of it.
@@ -179,18 +185,19 @@ impl Merge {
         expected: Option<&Digest>,
         diff_id: Option<&Digest>,
     ) -> Result<(), SourceError> {
+        let decompress = |source| SourceError::Decompress { what: blob.what.clone(), source };
         let drained = io::copy(&mut plain, &mut io::sink());
-        if plain.over_limit() {
-            return Err(SourceError::Limit { what: "bytes in the layers", limit: self.limits.total });
-        }
-        drained.map_err(|source| SourceError::Decompress { what: blob.what.clone(), source })?;
+        let over_limit = plain.over_limit();
         self.read += plain.count;
         let (decoder, actual) = plain.into_parts();
-        compare(&format!("the digest of {}, decompressed,", blob.what), diff_id, actual)?;
         let mut packed = decoder.into_inner();
-        let drained = io::copy(&mut packed, &mut io::sink());
-        drained.map_err(|source| SourceError::Decompress { what: blob.what.clone(), source })?;
-        compare(&format!("the digest of {}", blob.what), expected, packed.finish())
+        if over_limit {
+            return Err(SourceError::Limit { what: "bytes in the layers", limit: self.limits.total });
+        }
+        io::copy(&mut packed, &mut io::sink()).map_err(decompress)?;
+        compare(&format!("the digest of {}", blob.what), expected, packed.finish())?;
+        drained.map_err(decompress)?;
+        compare(&format!("the digest of {}, decompressed,", blob.what), diff_id, actual)
     }
 
     fn merge(
@@ -326,7 +333,7 @@ impl Merge {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(Refused::Whiteout { hidden: String::from_utf8_lossy(hidden).into_owned() });
         }
-        let Some(directory) = self.tree.find(parent)? else { return Ok(()) };
+        let Some(directory) = self.tree.find_directory(parent)? else { return Ok(()) };
         if text == OPAQUE {
             self.tree.make_opaque(directory, self.layer);
         } else {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::{
     ContainerImage, Digest, Opening, SourceError,
-    archive::Files,
+    archive::{Files, is_called},
     config::Config,
     layer::{Blob, Merge, Vouched},
 };
@@ -219,12 +219,9 @@ impl Descriptor {
         )
     }
 
-    /// By tag; full names (`docker.io/library/app:1`) are called by what
-    /// follows the last colon, too.
     fn is_called(&self, wanted: &str) -> bool {
         let tag = self.annotations.get(TAG);
-        tag.is_some_and(|tag| tag == wanted || tag.rsplit_once(':').is_some_and(|(_, tag)| tag == wanted))
-            || wanted == self.digest.to_string()
+        tag.is_some_and(|tag| is_called(tag, wanted)) || wanted == self.digest.to_string()
     }
 
     /// For a message: a tag, a platform, or the digest.

@@ -94,9 +94,8 @@ impl Described {
             b"minor" => self.minor = Some(decimal(value)?),
             b"name" => self.name = Some(value.to_vec()),
             b"realsize" | b"size" => {
-                if self.size.replace(decimal(value)?).is_some() {
-                    return None;
-                }
+                let earlier = self.size.replace(decimal(value)?);
+                return earlier.is_none().then_some(());
             }
             b"map" => {
                 let numbers = if value.is_empty() {

@@ -243,6 +243,13 @@ impl Tree {
         Ok(Some(at))
     }
 
+    /// Looks a directory up. What is there but no directory is an error.
+    pub(crate) fn find_directory(&self, path: &[u8]) -> Result<Option<NameId>, Misplaced> {
+        let found = self.find(path)?;
+        found.map_or(Ok(()), |found| self.enter(found))?;
+        Ok(found)
+    }
+
     /// Finds the directory `path`, making what is missing on the way.
     pub(crate) fn make_directories(&mut self, path: &[u8], layer: u16) -> Result<NameId, Misplaced> {
         let mut at = ROOT;
