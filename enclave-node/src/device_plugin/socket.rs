@@ -126,7 +126,9 @@ impl Socket {
         }
         drop(self.listener);
         service.tasks.close();
-        service.tasks.wait().await;
+        if timeout(GRACE * 2, service.tasks.wait()).await.is_err() {
+            tracing::error!(left = service.tasks.len(), "calls that do not end are left behind");
+        }
     }
 }
 
