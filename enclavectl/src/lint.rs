@@ -1,17 +1,17 @@
 //! `enclavectl lint`: says what is wrong with the enclave parts of manifests.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use eif::Architecture;
 use kubernetes::{
     instance::InstanceTypes,
-    lint::{self, Facts, Finding, ImageFacts, Level, Source, report},
+    lint::{self, Facts, Finding, ImageFacts, Level, RULES, Rule, Source, report},
     pages::Arch,
 };
 
@@ -21,6 +21,9 @@ use crate::{
     report::{print_json, print_text},
 };
 
+/// As a file's name.
+const STDIN: &str = "-";
+
 /// Says what is wrong with manifests for enclaves: node pools, boot
 /// configuration, allocator files, user data, device plugins, pods.
 ///
@@ -29,8 +32,8 @@ use crate::{
 /// is an error, 0 otherwise.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Files or directories to look at
-    #[arg(required = true, value_name = "FILE")]
+    /// Files or directories to look at; `-` is standard input
+    #[arg(required_unless_present = "rules", value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Image that the pods run: compares its size and architecture
     #[arg(long, value_name = "FILE")]
@@ -47,6 +50,9 @@ pub(crate) struct Args {
     /// The same as --format json
     #[arg(long)]
     json: bool,
+    /// Print every rule with its level and end
+    #[arg(long, conflicts_with_all = ["files", "fix", "eif", "instance_types"])]
+    rules: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -58,6 +64,13 @@ enum Format {
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+    if args.rules {
+        print_text(&rules())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.fix && args.files.iter().any(|path| path.as_os_str() == STDIN) {
+        return Err(Failure::new(Blame::Usage, anyhow!("standard input cannot be repaired in place")));
+    }
     let facts = facts(&args)?;
     let mut sources = read_all(&args.files)?;
     let mut findings = lint::lint(&sources, &facts);
@@ -71,6 +84,14 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     }
     let failed = findings.iter().any(|finding| finding.level == Level::Error);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn rules() -> String {
+    let line = |rule: &&Rule| {
+        let level = format!("{:?}", rule.level).to_lowercase();
+        format!("{:<22} {level:<8} {}\n", rule.id, rule.summary)
+    };
+    RULES.iter().map(line).collect()
 }
 
 fn facts(args: &Args) -> Result<Facts, Failure> {
@@ -124,6 +145,10 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 fn read(path: &Path) -> Result<Source, Failure> {
+    if path.as_os_str() == STDIN {
+        let text = io::read_to_string(io::stdin()).context("cannot read standard input");
+        return Ok(Source { name: "stdin".to_owned(), text: text.or_blame(Blame::NoInput)? });
+    }
     let describe = || format!("cannot read {}", path.display());
     let text = fs::read_to_string(path).with_context(describe).or_blame(Blame::NoInput)?;
     Ok(Source { name: path.display().to_string(), text })

@@ -69,6 +69,20 @@ fn fix_repairs_the_file_and_then_all_is_well() {
 }
 
 #[test]
+fn standard_input_is_a_file_as_well_and_every_rule_can_be_listed() {
+    let directory = directory_with("pool.yaml", POOL);
+    let piped = Command::new(PROGRAM)
+        .args(["lint", "-"])
+        .stdin(fs::File::open(directory.path().join("pool.yaml")).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(code(&piped), 1);
+    assert!(stdout(&piped).starts_with("stdin:8:32: error[label-value]: "), "{}", stdout(&piped));
+    let rules = stdout(&run(directory.path(), "lint --rules"));
+    assert!(rules.lines().count() > 70 && rules.contains("label-value            error    "), "{rules}");
+}
+
+#[test]
 fn mistakes_of_the_caller_have_codes_of_their_own() {
     let directory = directory_with("types.json", "[]");
     fs::write(directory.path().join("pool.yaml"), POOL).unwrap();
@@ -76,6 +90,8 @@ fn mistakes_of_the_caller_have_codes_of_their_own() {
         ("lint", 64),
         ("lint pool.yaml --format csv", 64),
         ("lint pool.yaml --json --format text", 64),
+        ("lint --fix -", 64),
+        ("lint --rules pool.yaml", 64),
         ("lint missing.yaml", 66),
         ("lint pool.yaml --eif missing.eif", 66),
         ("lint pool.yaml --eif pool.yaml", 65),
