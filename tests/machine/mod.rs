@@ -2,6 +2,7 @@
 //! real sockets, real huge pages. Nothing here waits by sleeping blindly:
 //! [`within`] polls a condition until a deadline.
 #![allow(dead_code)] // every test file uses its own part
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on fails
 #![allow(unreachable_pub)]
 
 pub mod client;
