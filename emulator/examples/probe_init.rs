@@ -2,13 +2,15 @@
 //! line, and prints what came of it on the console.
 //!
 //! `print TEXT`, `exit N`, `hang`, `dial CID PORT TEXT`, `echo PORT N` (serves
-//! N connections), `flood CID PORT BYTES` (one write), `nsm HEX`, `seed`,
-//! `mischief`, `reboot`, `addresses`.
+//! N connections), `flood CID PORT BYTES` (one write), `pour CID PORT BYTES WRITE`
+//! (many, then prints the answer), `nsm HEX`, `seed`, `mischief`, `sysrq KEY`,
+//! `reboot`, `addresses`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -24,6 +26,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 type Outcome = Result<String, Box<dyn std::error::Error>>;
 
 fn main() {
+    if let Err(error) = mounts() {
+        println!("cannot mount what is missing: {error}");
+    }
     let script = fs::read_to_string("/probe").unwrap_or_default();
     for line in script.lines() {
         match run(line) {
@@ -31,6 +36,17 @@ fn main() {
             Err(error) => println!("{line}: error {error}"),
         }
     }
+}
+
+/// A kernel starts its init with nothing mounted.
+fn mounts() -> io::Result<()> {
+    for (what, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        fs::create_dir_all(place)?;
+        if fs::metadata(place)?.dev() == fs::metadata("/")?.dev() {
+            mount(Some(what), place, Some(what), MsFlags::empty(), None::<&str>)?;
+        }
+    }
+    Ok(())
 }
 
 fn run(line: &str) -> Outcome {
@@ -44,6 +60,10 @@ fn run(line: &str) -> Outcome {
         ["dial", cid, port, text] => dial(cid.parse()?, port.parse()?, text),
         ["echo", port, count] => echo(port.parse()?, count.parse()?),
         ["flood", cid, port, bytes] => flood(cid.parse()?, port.parse()?, bytes.parse()?),
+        ["pour", cid, port, bytes, write] => {
+            pour(cid.parse()?, port.parse()?, bytes.parse()?, write.parse()?)
+        }
+        ["sysrq", key] => Ok(fs::write("/proc/sysrq-trigger", key).map(|()| "pressed".into())?),
         ["nsm", request] => nsm(&hex::decode(request)?),
         ["seed"] => seed(),
         ["mischief"] => Ok(mischief()),
@@ -95,6 +115,20 @@ fn flood(cid: u32, port: u32, bytes: usize) -> Outcome {
     stream.connect(&SockAddr::vsock(cid, port))?;
     let count = stream.write(&vec![b'x'; bytes])?;
     Ok(format!("{count} in one write"))
+}
+
+/// Sends `bytes` bytes, `size` in each write, and prints what comes back.
+fn pour(cid: u32, port: u32, bytes: usize, size: usize) -> Outcome {
+    let mut stream = socket()?;
+    stream.connect(&SockAddr::vsock(cid, port))?;
+    let data: Vec<u8> = (0..bytes as u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    for piece in data.chunks(size) {
+        stream.write_all(piece)?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 fn addresses() -> Outcome {

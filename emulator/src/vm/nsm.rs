@@ -78,7 +78,7 @@ impl VhostUserBackend for Nsm {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG
+        VhostUserProtocolFeatures::empty()
     }
 
     fn set_event_idx(&self, _: bool) {}

@@ -41,6 +41,12 @@ pub fn missing(programs: &[&str]) -> Option<String> {
     programs.iter().find(runs).map(|name| format!("{name} is not installed"))
 }
 
+/// What the qemu engine needs and does not have.
+pub fn missing_machine() -> Option<String> {
+    let named = |name: &str| std::env::var_os(name).is_none().then(|| format!("{name} is not set"));
+    missing(&["python3"]).or_else(|| named("FAKENITRO_QEMU")).or_else(|| named("ENCLAVE_KERNEL"))
+}
+
 /// A node with a directory of its own.
 pub struct Node {
     pub dir: TempDir,
@@ -163,15 +169,32 @@ pub fn probe_image(dir: &Path, script: &str) -> (PathBuf, Measurements) {
     image(dir, &[&[("init", 0o100755, &init)], &[("probe", 0o100644, script.as_bytes())]])
 }
 
+/// The same with the kernel that ENCLAVE_KERNEL names, which boots.
+pub fn bootable_probe_image(dir: &Path, script: &str) -> (PathBuf, Measurements) {
+    let init = Path::new(FAKENITRO).with_file_name("examples").join("probe_init");
+    let init = fs::read(&init).unwrap_or_else(|error| panic!("{}: {error}", init.display()));
+    let kernel = fs::read(std::env::var_os("ENCLAVE_KERNEL").unwrap()).unwrap();
+    let cmdline = "console=ttyS0 quiet reboot=k panic=1 pci=off nomodules";
+    let script: &[(&str, u32, &[u8])] = &[("probe", 0o100644, script.as_bytes())];
+    image_with(dir, (&kernel, cmdline), &[&[("init", 0o100755, &init)], script])
+}
+
 /// An image of these ramdisks; entries are name, mode and data, in order.
 pub fn image(dir: &Path, ramdisks: &[&[(&str, u32, &[u8])]]) -> (PathBuf, Measurements) {
+    image_with(dir, (b"a kernel", "console=ttyS0"), ramdisks)
+}
+
+fn image_with(
+    dir: &Path,
+    (bytes, cmdline): (&[u8], &str),
+    ramdisks: &[&[(&str, u32, &[u8])]],
+) -> (PathBuf, Measurements) {
     let path = dir.join("image.eif");
     let kernel = dir.join("kernel");
-    fs::write(&kernel, b"a kernel").unwrap();
+    fs::write(&kernel, bytes).unwrap();
     let output = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     let metadata = Metadata::from_json(METADATA.as_bytes()).unwrap();
     let mut kernel = File::open(&kernel).unwrap();
-    let cmdline = "console=ttyS0";
     let mut image =
         ImageWriter::create(output, Architecture::X86_64, &mut kernel, cmdline, &metadata).unwrap();
     for entries in ramdisks {
