@@ -11,6 +11,7 @@ mod engines;
 mod meter;
 mod peer;
 mod run;
+mod soak;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Task {
     },
     /// Compare contenders and write the figures as JSON
     Run(run::Plan),
+    /// Check every byte of many streams whose ends misbehave
+    Soak(soak::Plan),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         }
         Task::Serve { listen } => peer::serve_all(&listen).map_err(anyhow::Error::from),
         Task::Run(plan) => run::run(&plan),
+        Task::Soak(plan) => soak::run(&plan),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
@@ -33,32 +34,74 @@ pub(crate) fn memory(pid: u32) -> anyhow::Result<u64> {
         .sum()
 }
 
-/// Counts the system calls of a process and of threads that it starts.
+/// Counts the system calls of a process and of threads that it starts: with
+/// perf, or where that is missing with strace, which slows the process down.
 #[derive(Debug)]
-pub(crate) struct SystemCalls {
-    perf: Child,
+pub(crate) enum SystemCalls {
+    Perf(Child),
+    Strace(Child),
 }
 
 impl SystemCalls {
     /// Counting has begun when this returns.
     pub(crate) fn start(pid: u32) -> anyhow::Result<SystemCalls> {
-        let mut command = Command::new("perf");
-        command.args(["stat", "-x", ",", "-e", EVENT, "-p", &pid.to_string()]);
-        // perf starts the command once it counts, and counts until it ends.
-        command.args(["--", "sh", "-c", "echo on; exec cat"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut perf = command.spawn().context("cannot start perf")?;
-        let output = perf.stdout.as_mut().context("perf")?;
-        output.read_exact(&mut [0; 3]).context("perf did not begin")?;
-        Ok(SystemCalls { perf })
+        match perf(pid) {
+            Ok(perf) => Ok(SystemCalls::Perf(perf)),
+            Err(_) => Ok(SystemCalls::Strace(strace(pid)?)),
+        }
     }
 
-    pub(crate) fn stop(mut self) -> anyhow::Result<u64> {
-        drop(self.perf.stdin.take());
-        let report = self.perf.wait_with_output()?;
-        let report = String::from_utf8_lossy(&report.stderr);
-        let line = report.lines().find(|line| line.contains(EVENT)).context("perf counted nothing")?;
-        let count = line.split(',').next().unwrap_or_default();
-        count.parse().with_context(|| format!("perf said {line}"))
+    pub(crate) fn stop(self) -> anyhow::Result<u64> {
+        match self {
+            SystemCalls::Perf(mut perf) => {
+                drop(perf.stdin.take());
+                let report = perf.wait_with_output()?;
+                let report = String::from_utf8_lossy(&report.stderr);
+                let line =
+                    report.lines().find(|line| line.contains(EVENT)).context("perf counted nothing")?;
+                let count = line.split(',').next().unwrap_or_default();
+                count.parse().with_context(|| format!("perf said {line}"))
+            }
+            SystemCalls::Strace(strace) => {
+                kill(Pid::from_raw(strace.id() as i32), Signal::SIGINT)?;
+                let report = strace.wait_with_output()?;
+                let report = String::from_utf8_lossy(&report.stderr);
+                let line = report.lines().rfind(|line| line.ends_with(" total"));
+                // Columns: share, seconds, microseconds a call, calls, errors if any, name.
+                let calls = line.and_then(|line| line.split_whitespace().nth(3));
+                calls.and_then(|calls| calls.parse().ok()).context("strace counted nothing")
+            }
+        }
     }
+}
+
+fn perf(pid: u32) -> anyhow::Result<Child> {
+    let mut command = Command::new("perf");
+    command.args(["stat", "-x", ",", "-e", EVENT, "-p", &pid.to_string()]);
+    // perf starts the command once it counts, and counts until it ends.
+    command.args(["--", "sh", "-c", "echo on; exec cat"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut perf = command.spawn().context("cannot start perf")?;
+    let output = perf.stdout.as_mut().context("perf")?;
+    if let Err(error) = output.read_exact(&mut [0; 3]) {
+        perf.wait()?;
+        return Err(error).context("perf did not begin");
+    }
+    Ok(perf)
+}
+
+fn strace(pid: u32) -> anyhow::Result<Child> {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-c", "-p", &pid.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut strace = command.spawn().context("neither perf nor strace can be started")?;
+    let output = strace.stderr.as_mut().context("strace")?;
+    // It says so when it has attached to the process.
+    let mut said = Vec::new();
+    while !said.ends_with(b"attached") {
+        let mut next = [0];
+        output.read_exact(&mut next).context("strace did not attach")?;
+        said.push(next[0]);
+    }
+    Ok(strace)
 }

@@ -22,6 +22,8 @@ pub(crate) enum Engine {
     RawCapped,
     /// The relay crate, as shim and agent use it
     Ours,
+    /// The same, told that another relay is at the vsock's far end
+    BetweenRelays,
     /// The runtime's own copy loop, 8 KiB a direction
     Small,
     /// The same with 256 KiB a direction, held for life, and the write cap
@@ -49,7 +51,6 @@ pub(crate) enum Runtime {
 /// Relays what comes to `listen` for the rest of the process.
 pub(crate) fn run(engine: Engine, runtime: Runtime, listen: Endpoint, to: Endpoint) -> io::Result<()> {
     let listener = listen.listen()?;
-    println!("ready");
     match engine {
         Engine::Raw => raw::run(&listener, listen, to, usize::MAX),
         Engine::RawCapped => raw::run(&listener, listen, to, relay::VSOCK_WRITE_MAX),

@@ -17,6 +17,7 @@ pub(crate) fn run(listener: &Socket, listen: Endpoint, to: Endpoint, vsock_max: 
         Endpoint::Vsock { .. } => (vsock_max, BUFFER),
         Endpoint::Tcp(_) => (BUFFER, vsock_max),
     };
+    println!("ready");
     loop {
         let (near, _) = listener.accept()?;
         prepare(&near, listen)?;

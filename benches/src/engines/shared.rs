@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::thread;
 
-use relay::{Counters, VSOCK_WRITE_MAX};
+use relay::{Counters, Options, VSOCK_WRITE_MAX};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
@@ -36,6 +36,7 @@ pub(super) fn run(
         Runtime::PerCore => per_core()?,
     };
     let dealer = Dealer { engine, to, spread, next: AtomicUsize::new(0), counters: Arc::default() };
+    println!("ready");
     accepting.block_on(async {
         match listen {
             Endpoint::Tcp(_) => {
@@ -118,6 +119,10 @@ async fn carry(
             copy_bidirectional_with_sizes(&mut tcp, &mut Capped(vsock), OWNED, OWNED).await.map(drop)
         }
         Engine::Splice => splice::carry(tcp, vsock).await,
+        Engine::BetweenRelays => {
+            let options = Options { far_end_relays: true, ..Options::default() };
+            relay::relay_with(tcp, vsock, counters, options).await.map(drop).map_err(io::Error::other)
+        }
         _ => relay::relay(tcp, vsock, counters).await.map(drop).map_err(io::Error::other),
     }
 }

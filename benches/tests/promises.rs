@@ -1,0 +1,136 @@
+//! What the relay costs and survives, measured on real sockets under fakenitro.
+//!
+//! Throughput depends on what else the machine does, so it is reported by
+//! `make bench` and not asserted here.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure here is the test's
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const BENCH: &str = env!("CARGO_BIN_EXE_bench");
+
+/// One measurement at a time: they share the machine.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says loudly why nothing is tested, unless everything is there.
+fn fakenitro() -> Option<PathBuf> {
+    let program = Path::new(BENCH).with_file_name("fakenitro");
+    let missing = if !nix::unistd::geteuid().is_root() {
+        "needs root".to_owned()
+    } else if !program.exists() {
+        format!("{} is not built (cargo build -p emulator)", program.display())
+    } else {
+        return Some(program);
+    };
+    eprintln!("SKIPPED {}: {missing}", module_path!());
+    None
+}
+
+fn bench(fakenitro: &Path, node: &TempDir, options: &[&str], arguments: &[&str]) -> Output {
+    let mut command = Command::new(fakenitro);
+    command.arg("--state").arg(node.path().join("state")).args(options).arg("--").arg(BENCH).args(arguments);
+    command.output().unwrap()
+}
+
+fn succeeded(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The figures of `rows`, from a node of its own.
+fn figures(fakenitro: &Path, contenders: &str, rows: &str, rounds: &str) -> Value {
+    let node = TempDir::with_prefix("bench-").unwrap();
+    let file = node.path().join("figures.json");
+    let output = file.to_str().unwrap();
+    let arguments = ["run", "--contenders", contenders, "--rows", rows, "--rounds", rounds, "--mib", "256"];
+    let arguments = [&arguments[..], &["--output", output]].concat();
+    succeeded(&bench(fakenitro, &node, &["--large-writes", "off"], &arguments));
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+fn rounds(figures: &Value, row: &str, figure: &str, contender: &str) -> Vec<f64> {
+    let values = figures[row][figure][contender].as_array().unwrap();
+    let mut values: Vec<f64> = values.iter().map(|value| value.as_f64().unwrap()).collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// The least of several rounds: what the work costs when others disturb it least.
+fn least(figures: &Value, row: &str, figure: &str, contender: &str) -> f64 {
+    rounds(figures, row, figure, contender)[0]
+}
+
+#[test]
+fn system_calls_stay_below_ten_from_vsock_and_forty_into_it() {
+    let Some(fakenitro) = fakenitro() else { return };
+    let _alone = alone();
+    let rows = "ingress-to-vsock-1,ingress-from-vsock-1,egress-to-vsock-1,egress-from-vsock-1";
+    let figures = figures(&fakenitro, "ours", rows, "5");
+    for row in rows.split(',') {
+        let most = if row.contains("from-vsock") { 10.0 } else { 40.0 };
+        let calls = least(&figures, row, "calls_per_mib", "ours");
+        println!("{row}: {calls:.1} system calls per MiB");
+        assert!(calls <= most, "{row}: {calls} system calls per MiB, promised {most}");
+    }
+}
+
+#[test]
+fn the_relay_needs_less_cpu_than_two_threads_a_connection() {
+    let Some(fakenitro) = fakenitro() else { return };
+    let _alone = alone();
+    let rows = "ingress-to-vsock-1,ingress-from-vsock-1,ingress-connections-1";
+    let figures = figures(&fakenitro, "raw,ours", rows, "5");
+    for row in ["ingress-to-vsock-1", "ingress-from-vsock-1"] {
+        let [raw, ours] = ["raw", "ours"].map(|name| least(&figures, row, "cpu_s_per_gib", name));
+        println!("{row}: {ours:.3} s of CPU per GiB, raw {raw:.3}");
+        assert!(ours <= raw, "{row}: {ours} s of CPU per GiB, raw needs {raw}");
+    }
+    let each = least(&figures, "ingress-connections-1", "cpu_us_each", "ours");
+    println!("{each:.0} us of CPU per connection");
+    assert!(each <= 120.0, "{each} us of CPU per connection");
+}
+
+#[test]
+fn ten_thousand_idle_connections_take_four_kibibytes_each_and_still_echo() {
+    let Some(fakenitro) = fakenitro() else { return };
+    let _alone = alone();
+    let figures = figures(&fakenitro, "ours", "ingress-idle-10000", "1");
+    let open = least(&figures, "ingress-idle-10000", "connections", "ours");
+    let each = least(&figures, "ingress-idle-10000", "bytes_each", "ours");
+    if open < 10_000.0 {
+        eprintln!("REDUCED to {open} connections: the limit of open files allows no more");
+    }
+    println!("{open} connections, {each:.0} bytes each");
+    assert!(each <= 4096.0, "{each} bytes per idle connection");
+}
+
+#[test]
+fn nothing_is_lost_or_left_while_ends_reset_stall_trickle_and_leave() {
+    let Some(fakenitro) = fakenitro() else { return };
+    let _alone = alone();
+    let node = TempDir::with_prefix("bench-").unwrap();
+    let output = bench(&fakenitro, &node, &[], &["soak", "--seconds", "20"]);
+    println!("{}", succeeded(&output));
+    let stats = std::fs::read(node.path().join("state/stats.json")).unwrap();
+    let stats: Value = serde_json::from_slice(&stats).unwrap();
+    assert_eq!(stats["vsock_writes_over_32k"], 0, "the write cap");
+}
+
+#[test]
+fn a_relay_that_hides_resets_does_not_survive_the_soak() {
+    let Some(fakenitro) = fakenitro() else { return };
+    let _alone = alone();
+    let node = TempDir::with_prefix("bench-").unwrap();
+    let output = bench(&fakenitro, &node, &[], &["soak", "--seconds", "2", "--engine", "small"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("a stream that was reset ended cleanly"), "{errors}");
+}
