@@ -1,16 +1,19 @@
 //! Promise: whatever the strict reader accepts, other libraries decode to the
-//! same values. They accept much more; that direction is not asked for.
+//! same values, and other cryptography verifies. They accept much more; that
+//! direction is not asked for.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use attestation::Untrusted;
+use attestation::{Clock, Policy, TrustAnchors, Untrusted, Verifier};
 use coset::{CborSerializable, CoseSign1, TaggedCborSerializable};
 use proptest::prelude::*;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use serde_cbor::Value;
-use support::signer::Fixture;
+use support::signer::{Certificate, Fixture, LEAF};
 use support::{DEBUG, PRODUCTION, vector};
 
 /// Decodes the payload with serde_cbor and the envelope with coset, and
@@ -76,6 +79,66 @@ fn every_single_byte_change_that_is_accepted_reads_the_same_everywhere() {
         }
     }
     assert!(accepted > 1000, "only {accepted} changes were accepted, so nothing was compared");
+}
+
+/// Verifies the chain with webpki and ring, which share no cryptography with ours.
+fn chain_by_ring(document: &[u8], seconds: u64) -> Result<(), webpki::Error> {
+    let untrusted = Untrusted::parse(document).expect("a well-formed document");
+    let mut certificates: Vec<_> = untrusted.claimed_certificates().map(CertificateDer::from_slice).collect();
+    let leaf = certificates.pop().expect("a leaf");
+    let anchors = [webpki::anchor_from_trusted_cert(&certificates[0])?];
+    let leaf = webpki::EndEntityCert::try_from(&leaf)?;
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let usage = webpki::KeyUsage::client_auth();
+    let algorithms = [webpki::ring::ECDSA_P384_SHA384];
+    leaf.verify_for_usage(&algorithms, &anchors, &certificates[1..], time, usage, None, None).map(drop)
+}
+
+/// Whether ours accepts, with the root that the document brings.
+fn accepted(document: &[u8]) -> bool {
+    let untrusted = Untrusted::parse(document).expect("a well-formed document");
+    let anchors = TrustAnchors::from_der(untrusted.claimed_certificates().take(1)).expect("a root");
+    let policy = Policy::any_measurement_insecure().without_nonce_insecure().allow_debug_insecure();
+    Verifier::new(anchors, policy).verify(document, Clock::DocumentTime).is_ok()
+}
+
+fn seconds(document: &[u8]) -> u64 {
+    Untrusted::parse(document).expect("a well-formed document").claimed_timestamp_ms() / 1000
+}
+
+#[test]
+fn whatever_chain_is_accepted_webpki_with_ring_accepts() {
+    for name in PRODUCTION.into_iter().chain(DEBUG) {
+        let Some(document) = vector(name) else { return };
+        assert!(accepted(&document), "{name}");
+        assert_eq!(chain_by_ring(&document, seconds(&document)), Ok(()), "{name}");
+    }
+}
+
+#[test]
+fn every_changed_byte_of_a_certificate_that_ring_refuses_is_refused() {
+    let fixture = Fixture::honest();
+    let originals: Vec<_> = fixture.certificates.iter().map(Certificate::der).collect();
+    let (mut both, mut ours_only, mut theirs_only) = (0, 0, 0);
+    for which in 1..originals.len() {
+        for at in (0..originals[which].len()).step_by(3) {
+            let mut ders = originals.clone();
+            ders[which][at] ^= 1 << (at % 8);
+            let mut changed = Fixture::honest();
+            changed.set("certificate", support::encode::bstr(&ders[LEAF]));
+            changed.bundle = Some(ders[..LEAF].to_vec());
+            let document = changed.document();
+            match (accepted(&document), chain_by_ring(&document, seconds(&document)).is_ok()) {
+                (false, false) => both += 1,
+                (false, true) => ours_only += 1,
+                (true, true) => panic!("a changed byte of certificate {which} at {at} was not noticed"),
+                (true, false) => theirs_only += 1,
+            }
+        }
+    }
+    println!("refused by both {both}, by ours only {ours_only}, by ring only {theirs_only}");
+    assert_eq!(theirs_only, 0);
+    assert!(both > 500, "too little was changed");
 }
 
 proptest! {

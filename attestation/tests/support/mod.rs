@@ -34,7 +34,10 @@ pub const DEBUG: [&str; 3] =
 
 /// The directory of the genuine documents; `None`, loudly, when it is absent.
 pub fn vectors() -> Option<PathBuf> {
-    let shared = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/testdata"));
+    // Beside the repository; a workspace within a crate is one level deeper.
+    let beside =
+        |levels: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(levels).join("shared/testdata");
+    let shared = || Some(beside("../../..")).filter(|path| path.is_dir()).unwrap_or_else(|| beside("../.."));
     let root = std::env::var_os("ENCLAVE_SHIM_TESTDATA").map_or_else(shared, PathBuf::from);
     let directory = root.join("attestation");
     if directory.is_dir() {
