@@ -248,13 +248,17 @@ impl Builder {
     /// Puts a finished value where it belongs.
     fn finish(&mut self, node: Node, anchor: usize, size: usize) -> Result<(), YamlError> {
         self.nodes += size;
-        if self.nodes > MOST_NODES {
-            return Err(YamlError::TooLarge { place: node.place });
-        }
         if anchor != 0 {
             let mut size = 0;
             node.walk(&mut |_| size += 1);
-            self.anchors.push((anchor, node.clone(), size));
+            // The copy counts as well: anchors within anchors copy again.
+            self.nodes += size;
+            if self.nodes <= MOST_NODES {
+                self.anchors.push((anchor, node.clone(), size));
+            }
+        }
+        if self.nodes > MOST_NODES {
+            return Err(YamlError::TooLarge { place: node.place });
         }
         match self.open.last_mut() {
             None if node.is_null() => {}
@@ -310,6 +314,10 @@ mod tests {
             bomb.push_str(&format!("a{level}: &a{level} [{inner}]\n"));
         }
         assert!(matches!(documents(&bomb), Err(YamlError::TooLarge { .. })));
+        // Never used, but copied at every level.
+        let nested: String = (0..200).map(|level| format!("&a{level} [")).collect();
+        let nested = format!("{nested}{}{}", "x,".repeat(20_000), "]".repeat(200));
+        assert!(matches!(documents(&nested), Err(YamlError::TooLarge { .. })));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Finds documents and objects in files of any kind.
 
+use std::collections::HashSet;
+
 use super::{
     Source, Spot,
     finding::Findings,
@@ -109,12 +111,11 @@ pub(super) fn objects(documents: &[Document]) -> Vec<Object<'_>> {
 pub(super) fn duplicate_keys(documents: &[Document], findings: &mut Findings<'_>) {
     for document in documents {
         document.root.walk(&mut |node| {
-            for (index, entry) in node.entries().iter().enumerate() {
+            let mut seen = HashSet::new();
+            for entry in node.entries() {
                 let Some(key) = entry.key.text() else { continue };
                 // `<<` may be there more than once.
-                if key != "<<"
-                    && node.entries()[..index].iter().any(|earlier| earlier.key.text() == Some(key))
-                {
+                if key != "<<" && !seen.insert(key) {
                     findings.add(
                         &DUPLICATE_KEY,
                         &Spot::of(document.file, &entry.key),

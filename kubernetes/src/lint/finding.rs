@@ -152,22 +152,22 @@ impl Finding {
 impl Spot {
     /// A value's own place.
     pub(super) fn of(file: usize, node: &Node) -> Spot {
-        /// Longer values are cut here.
-        const MOST: usize = 80;
         let value = match node.text() {
-            Some(text) => {
-                let line = text.lines().next().unwrap_or_default();
-                let short: String = line.chars().take(MOST).collect();
-                if short.len() < text.trim_end().len() { format!("{short}...") } else { short }
-            }
+            Some(text) => shortened(text),
             None if !node.items().is_empty() => format!("[{} items]", node.items().len()),
             None => {
                 let keys: Vec<&str> = node.entries().iter().filter_map(|entry| entry.key.text()).collect();
-                let keys: String = keys.join(", ").chars().take(MOST).collect();
-                format!("{{{keys}}}")
+                format!("{{{}}}", shortened(&keys.join(", ")))
             }
         };
         Spot { file, place: node.place.clone(), value }
+    }
+
+    /// A line of a file's text, which is a part of it.
+    pub(super) fn of_line(file: usize, text: &str, line: &str, number: usize) -> Spot {
+        let start = line.as_ptr() as usize - text.as_ptr() as usize;
+        let place = Place { line: number, column: 1, bytes: start..start + line.len() };
+        Spot { file, place, value: shortened(line) }
     }
 
     /// A whole line of a file.
@@ -177,11 +177,19 @@ impl Spot {
             if index + 1 == line {
                 let value = text.trim_end_matches(['\n', '\r']);
                 let bytes = start..start + value.len();
-                return Spot { file, place: Place { line, column: 1, bytes }, value: value.to_owned() };
+                return Spot { file, place: Place { line, column: 1, bytes }, value: shortened(value) };
             }
             start += text.len();
         }
         let end = source.text.len();
         Spot { file, place: Place { line, column: 1, bytes: end..end }, value: String::new() }
     }
+}
+
+/// The first line, and no more of it than a report can show.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 80;
+    let line = text.lines().next().unwrap_or_default();
+    let short: String = line.chars().take(MOST).collect();
+    if short.len() < text.trim_end().len() { format!("{short}...") } else { short }
 }

@@ -64,7 +64,7 @@ pub(super) fn bootstraps(
         let mut run = Run::new("script", &source.name, spot);
         let lines: Vec<&str> = source.text.lines().collect();
         for (index, text) in shell::statements(&lines) {
-            let spot = Spot::line(file, source, index + 1);
+            let spot = Spot::of_line(file, &source.text, lines[index], index + 1);
             run.command(&Command { text, spot, whole: false }, findings);
         }
         bootstraps.push(run.finish(findings));

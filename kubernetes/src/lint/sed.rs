@@ -1,14 +1,23 @@
 //! As much of sed as boot scripts use on the allocator's file: `s` commands
 //! over lines, with literal text, `.`, classes, anchors and repetition.
 
-/// Applies a script to text. `None` when it uses more of sed than this knows.
+/// Longer text is nobody's allocator file.
+const MOST_TEXT: usize = 64 << 10;
+/// Steps of matching for one script: patterns may backtrack for very long.
+const MOST_STEPS: u32 = 1 << 20;
+
+/// Applies a script to text. `None` when it uses more of sed than this knows,
+/// or more time or room than an edit takes.
 pub(super) fn apply(script: &str, extended: bool, text: &str) -> Option<String> {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     let mut rest = script.trim();
+    let mut steps = MOST_STEPS;
     while !rest.is_empty() {
         let (substitute, behind) = Substitute::parse(rest, extended)?;
+        let mut room = MOST_TEXT;
         for line in &mut lines {
-            *line = substitute.line(line);
+            *line = substitute.line(line, &mut steps)?;
+            room = room.checked_sub(line.len())?;
         }
         rest = behind.trim_start_matches([';', ' ', '\n']);
     }
@@ -52,14 +61,18 @@ impl Substitute {
         Some((substitute, &rest[flags.len()..]))
     }
 
-    fn line(&self, line: &str) -> String {
+    fn line(&self, line: &str, steps: &mut u32) -> Option<String> {
         let characters: Vec<char> = line.chars().collect();
         let (mut out, mut at) = (String::new(), 0);
         let mut replacing = true;
         while at <= characters.len() {
-            match replacing.then(|| end_of_match(&self.pattern, &characters, at)).flatten() {
+            let end = if replacing { end_of_match(&self.pattern, &characters, at, steps)? } else { None };
+            match end {
                 Some(end) => {
                     out.push_str(&self.replacement);
+                    if out.len() > MOST_TEXT {
+                        return None;
+                    }
                     replacing = self.global;
                     if end == at {
                         out.extend(characters.get(at));
@@ -77,7 +90,7 @@ impl Substitute {
                 }
             }
         }
-        out
+        Some(out)
     }
 }
 
@@ -162,25 +175,31 @@ fn class(characters: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<Wh
     }
 }
 
-/// The longest greedy match that starts at `at`: where it ends.
-fn end_of_match(pieces: &[Piece], text: &[char], at: usize) -> Option<usize> {
-    let Some((piece, rest)) = pieces.split_first() else { return Some(at) };
-    match &piece.what {
-        What::Start => (at == 0).then(|| end_of_match(rest, text, at)).flatten(),
-        What::End => (at == text.len()).then(|| end_of_match(rest, text, at)).flatten(),
-        what => {
-            let fits = |character: &&char| match what {
-                What::Any => true,
-                What::Literal(literal) => *character == literal,
-                What::Class { ranges, negated } => {
-                    ranges.iter().any(|(first, last)| (first..=last).contains(character)) != *negated
-                }
-                What::Start | What::End => false,
-            };
-            let most = text[at..].iter().take(piece.most).take_while(fits).count();
-            (piece.least..=most).rev().find_map(|count| end_of_match(rest, text, at + count))
+/// The longest greedy match that starts at `at`: where it ends, if there is
+/// one. `None` when the steps run out.
+fn end_of_match(pieces: &[Piece], text: &[char], at: usize, steps: &mut u32) -> Option<Option<usize>> {
+    *steps = steps.checked_sub(1)?;
+    let Some((piece, rest)) = pieces.split_first() else { return Some(Some(at)) };
+    let fits = |character: &&char| match &piece.what {
+        What::Any => true,
+        What::Literal(literal) => *character == literal,
+        What::Class { ranges, negated } => {
+            ranges.iter().any(|(first, last)| (first..=last).contains(character)) != *negated
+        }
+        What::Start | What::End => false,
+    };
+    let (least, most) = match piece.what {
+        What::Start if at == 0 => (0, 0),
+        What::End if at == text.len() => (0, 0),
+        What::Start | What::End => return Some(None),
+        _ => (piece.least, text[at..].iter().take(piece.most).take_while(fits).count()),
+    };
+    for count in (least..=most).rev() {
+        if let Some(end) = end_of_match(rest, text, at + count, steps)? {
+            return Some(Some(end));
         }
     }
+    Some(None)
 }
 
 #[cfg(test)]
@@ -200,6 +219,10 @@ mod tests {
         ] {
             assert_eq!(apply(script, extended, file).as_deref(), Some(expected), "{script}");
         }
+        // Too long, in time and in room.
+        let long = "a".repeat(5000);
+        assert_eq!(apply("s/.*.*.*.*.*b//", false, &long), None);
+        assert_eq!(apply(&"s/a/aaaaaaaa/g;".repeat(20), false, "a"), None);
         for script in ["s/\\(a\\)/\\1/", "/x/d", "s/a/b", "y/a/b/", "s/a/&b/"] {
             assert_eq!(apply(script, false, file), None, "{script}");
         }
