@@ -20,6 +20,7 @@ use crate::{
     failure::{Blame, Failure, OrBlame},
     manifest::Manifest,
     output::{OutputFile, directory},
+    pod_image::{Built, PodImageArgs},
     progress,
     report::{MeasurementsReport, print_json},
     source::{Opened, Source},
@@ -57,6 +58,8 @@ pub(crate) struct Args {
     /// Image to write; it appears whole or not at all
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    pod_image: PodImageArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -100,14 +103,21 @@ impl SourceArgs {
 #[serde(rename_all = "PascalCase")]
 struct BuildReport {
     measurements: MeasurementsReport,
+    /// Digest of the container image's manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_image: Option<String>,
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let build_time = build_time(env::var("SOURCE_DATE_EPOCH").ok().as_deref()).or_blame(Blame::Usage)?;
     let manifest = read_manifest(&args.app)?;
     let kernel = open_kernel(&args.kernel)?;
-    let agent_path = agent_path(args.agent.as_deref())?;
+    let agent_path = program_path(args.agent.as_deref(), AGENT_NAME, "--agent")?;
     let agent = open_agent(&agent_path, kernel.architecture)?;
+    let pod_image = args.pod_image.open(&manifest, kernel.architecture)?;
+    let describe = || format!("cannot create {}", args.output.display());
+    let output = OutputFile::create(&args.output).with_context(describe).or_blame(Blame::CannotCreate)?;
+
     let Opened { tree, config, notes } = args.source.open(kernel.architecture, directory(&args.output))?;
     for note in notes {
         eprintln!("note: {note}");
@@ -119,15 +129,22 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         .or_blame(Blame::Usage)?;
     let workload = Workload::of(tree);
 
-    let describe = || format!("cannot create {}", args.output.display());
-    let output = OutputFile::create(&args.output).with_context(describe).or_blame(Blame::CannotCreate)?;
-    let metadata = metadata(&manifest, build_time, &kernel);
+    let architecture = kernel.architecture;
+    let metadata = metadata(&manifest, build_time.clone(), &kernel);
     let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline(kernel.architecture));
     let measurements = write(&output, kernel, cmdline, &metadata, (agent, &agent_path), &workload, &settings)
         .map_err(BuildError::into_failure)?;
+    let pod_image = match pod_image {
+        Some(pod_image) => {
+            let eif = &output.file().with_context(describe).or_blame(Blame::Io)?;
+            let built = Built { eif, measurements: &measurements, architecture, build_time: &build_time };
+            Some(pod_image.write(&manifest, &built)?.to_string())
+        }
+        None => None,
+    };
     output.publish().with_context(describe).or_blame(Blame::CannotCreate)?;
 
-    print_json(&BuildReport { measurements: measurements.into() })?;
+    print_json(&BuildReport { measurements: measurements.into(), pod_image })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -221,14 +238,15 @@ fn read_manifest(path: &Path) -> Result<Manifest, Failure> {
         .or_blame(Blame::Usage)
 }
 
-fn agent_path(given: Option<&Path>) -> Result<PathBuf, Failure> {
+/// The program that a flag names, or the one of this name beside this program.
+pub(crate) fn program_path(given: Option<&Path>, name: &str, flag: &str) -> Result<PathBuf, Failure> {
     if let Some(path) = given {
         return Ok(path.to_owned());
     }
     let beside = env::current_exe().context("cannot find this program's own file").or_blame(Blame::Io)?;
-    let path = beside.with_file_name(AGENT_NAME);
+    let path = beside.with_file_name(name);
     if !path.exists() {
-        let hint = anyhow!("there is no agent at {} (name one with --agent)", path.display());
+        let hint = anyhow!("there is no {name} at {} (name one with {flag})", path.display());
         return Err(Failure::new(Blame::NoInput, hint));
     }
     Ok(path)

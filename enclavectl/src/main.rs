@@ -9,6 +9,7 @@ mod inspect;
 mod lint;
 mod manifest;
 mod output;
+mod pod_image;
 mod policy;
 mod progress;
 mod render;

@@ -36,7 +36,21 @@ impl Digest {
         Digest { algorithm: Algorithm::Sha256, bytes: digest.as_ref().to_vec() }
     }
 
-    /// The digest of what `reader` yields, by the same algorithm as `self`.
+    /// SHA-256 of what `reader` yields.
+    pub fn sha256_of(mut reader: impl Read) -> io::Result<Digest> {
+        let mut hashing = Hashing::new(Algorithm::Sha256);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok(hashing.finish()),
+                Ok(count) => hashing.context.update(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Starts another digest by the same algorithm.
     pub(crate) fn again(&self) -> Hashing {
         Hashing::new(self.algorithm)
     }

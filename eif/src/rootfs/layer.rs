@@ -59,7 +59,9 @@ pub enum Refused {
     Whiteout { hidden: String },
     #[error("it lies in a directory whose name marks a removed file")]
     InWhiteout,
-    #[error("it has {size} bytes, at most {limit} are accepted")]
+    #[error(
+        "it has {size} bytes, at most {limit} are accepted (a file in a ramdisk must be smaller than 4 GiB)"
+    )]
     Large { size: u64, limit: u64 },
 }
 
