@@ -31,6 +31,16 @@ impl DeviceError {
         DeviceError { attempt: attempt.into(), code, source }
     }
 
+    /// Whether the same call may succeed a moment later with nothing changed:
+    /// it was interrupted, or an enclave that has just ended is still being
+    /// cleared away by the driver and the hypervisor.
+    pub fn is_transient(&self) -> bool {
+        match (self.code, self.source.raw_os_error()) {
+            (Some(code), _) => code == DriverCode::NoCpusAvailInPool,
+            (None, errno) => matches!(errno, Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOSPC)),
+        }
+    }
+
     /// What the operator can change, in one line.
     pub fn fix(&self) -> &'static str {
         match (self.code, self.source.raw_os_error()) {
@@ -144,6 +154,17 @@ mod tests {
         assert_eq!(DriverCode::ALL.map(DriverCode::errno).last(), Some(&275));
         assert_eq!(DriverCode::from_errno(255), None);
         assert_eq!(DriverCode::from_errno(276), None);
+    }
+
+    #[test]
+    fn only_what_time_may_mend_is_transient() {
+        let transient = |errno| DeviceError::from_io("x", io::Error::from_raw_os_error(errno)).is_transient();
+        assert!([libc::EINTR, libc::EAGAIN, libc::EBUSY, libc::ENOSPC, 272].into_iter().all(transient));
+        let final_ones = [libc::EACCES, libc::ENOENT, libc::ENOTTY, libc::EIO, libc::ENOMEM, libc::ETIMEDOUT];
+        assert!(!final_ones.into_iter().any(transient));
+        assert!(
+            !DriverCode::ALL.iter().filter(|code| code.errno() != 272).any(|code| transient(code.errno()))
+        );
     }
 
     #[test]

@@ -21,4 +21,4 @@ pub mod region;
 pub use cid::{Cid, CidError};
 pub use device::{DEVICE_PATH, Device, Enclave, Mode, RunningEnclave};
 pub use error::{DeviceError, DriverCode};
-pub use region::{HugeRegion, PageSize, RegionError};
+pub use region::{FillError, HugeRegion, PageSize, RegionError};

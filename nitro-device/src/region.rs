@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 /// A huge page size in bytes: a power of two of at least 2 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,6 +79,21 @@ pub enum RegionError {
     },
 }
 
+/// Why a region cannot be filled.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// The pages could not be made present.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The file could not be read; `UnexpectedEof` when it is shorter than promised.
+    #[error("cannot read into the memory")]
+    Read(#[source] io::Error),
+}
+
+/// Bytes that a thread takes at a time in [`HugeRegion::fill`]: so few that
+/// threads end together, so many that taking them costs nothing.
+const FILL_STEP: usize = 8 << 20;
+
 /// A private mapping of huge pages that this process alone can see.
 #[derive(Debug)]
 pub struct HugeRegion {
@@ -131,6 +147,81 @@ impl HugeRegion {
             outcome.map_err(|source| RegionError::Prefault { length: self.len, page: self.page, source })?;
         }
         Ok(())
+    }
+
+    /// Asks for the pages of NUMA node `node` only, for pages that are not
+    /// present yet. Sandboxes may forbid it (EPERM), kernels may lack it
+    /// (ENOSYS): then the kernel prefers the node of the calling thread.
+    /// Source: mbind(2).
+    pub fn bind_to_node(&mut self, node: u32) -> io::Result<()> {
+        const MPOL_BIND: libc::c_long = 2;
+        let mut mask = [0u64; 16];
+        let word = mask.get_mut(node as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
+        *word = 1 << (node % 64);
+        // SAFETY: the range is our own mapping; the kernel reads 1024 bits of `mask`, which outlives
+        // the call (`maxnode` counts one more than it reads).
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.addr.as_ptr(),
+                self.len,
+                MPOL_BIND,
+                mask.as_ptr(),
+                1025usize,
+                0,
+            )
+        };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Makes every page present and reads `len` bytes of `file` from
+    /// `file_offset` into the region at `region_offset`, both at once: each of
+    /// `threads` threads takes a few pages at a time, makes them present and
+    /// fills them while they are in its cache.
+    pub fn fill(
+        &mut self,
+        file: &File,
+        file_offset: u64,
+        region_offset: usize,
+        len: usize,
+        threads: usize,
+    ) -> Result<(), FillError> {
+        let end = region_offset.checked_add(len).filter(|&end| end <= self.len);
+        let end = end.ok_or_else(|| FillError::Read(io::ErrorKind::InvalidInput.into()))?;
+        if self.page.0 as usize > FILL_STEP {
+            // A large page is filled by several threads: first all are made present.
+            self.prefault(threads)?;
+            return self
+                .read_file_at_parallel(file, file_offset, region_offset, len, threads)
+                .map_err(FillError::Read);
+        }
+        let (page, length) = (self.page, self.len);
+        let queue = Mutex::new(self.bytes_mut().chunks_mut(FILL_STEP).enumerate());
+        let work = || -> Result<(), FillError> {
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((index, chunk)) = next else { return Ok(()) };
+                let start = index * FILL_STEP;
+                populate(chunk.as_mut_ptr() as usize, chunk.len())
+                    .map_err(|source| RegionError::Prefault { length, page, source })?;
+                let (from, to) = (region_offset.max(start), end.min(start + chunk.len()));
+                if from < to {
+                    let offset = file_offset + (from - region_offset) as u64;
+                    read_exact_at(file, offset, &mut chunk[from - start..to - start])
+                        .map_err(FillError::Read)?;
+                }
+            }
+        };
+        let threads = threads.clamp(1, length.div_ceil(FILL_STEP));
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let joined: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            joined.into_iter().fold(own, |sum, result| {
+                let panicked = |_| Err(FillError::Read(io::Error::other("a fill thread panicked")));
+                sum.and(result.unwrap_or_else(panicked))
+            })
+        })
     }
 
     /// Reads `len` bytes of `file` from `file_offset` straight into the region

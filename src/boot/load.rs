@@ -1,62 +1,62 @@
-//! Fills the enclave's memory before it is given away.
+//! Fills the enclave's memory before it is given away: one mapping a page
+//! size, pages made present and the image read into them at the same time, on
+//! all cores, without a copy in between.
 
 use std::num::NonZero;
 use std::thread;
 
-use nitro_device::HugeRegion;
+use nitro_device::{FillError, HugeRegion};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
 use super::{BootError, CheckedImage};
 
-/// Maps the plan's regions and makes every page present, on all cores.
-pub(super) fn map(plan: &Plan, stop: &CancellationToken) -> Result<Vec<HugeRegion>, BootError> {
+/// The plan's memory, every page present, with the image `offset` bytes from
+/// its start; it may cross from one region into the next.
+pub(super) fn fill(
+    plan: &Plan,
+    image: &CheckedImage,
+    offset: u64,
+    stop: &CancellationToken,
+) -> Result<Vec<HugeRegion>, BootError> {
+    let end = offset.checked_add(image.len).filter(|end| *end <= plan.memory());
+    let end = end.ok_or(BootError::LoadOffset { offset, memory: plan.memory() })?;
     let mut regions = Vec::new();
+    let mut start = 0;
     for region in &plan.regions {
         if stop.is_cancelled() {
             return Err(BootError::Stopped);
         }
-        let bytes = region.bytes() as usize;
-        let mut region = HugeRegion::map(region.page, bytes)?;
-        region.prefault(threads())?;
-        regions.push(region);
+        let mut memory = HugeRegion::map(region.page, region.bytes() as usize)?;
+        bind(plan.node, &mut memory);
+        // The image's part that lies in this region; maybe nothing.
+        let from = offset.clamp(start, start + region.bytes());
+        let to = end.clamp(from, start + region.bytes());
+        memory
+            .fill(
+                &image.file,
+                from.saturating_sub(offset),
+                (from - start) as usize,
+                (to - from) as usize,
+                threads(),
+            )
+            .map_err(|error| match error {
+                FillError::Region(error) => BootError::Memory(error),
+                FillError::Read(source) => BootError::Load { path: image.path.clone(), source },
+            })?;
+        start += region.bytes();
+        regions.push(memory);
     }
     Ok(regions)
 }
 
-/// Reads the image straight into the memory, `offset` bytes from its start;
-/// it may cross from one region into the next.
-pub(super) fn image(
-    image: &CheckedImage,
-    memory: &mut [HugeRegion],
-    offset: u64,
-    stop: &CancellationToken,
-) -> Result<(), BootError> {
-    let total: u64 = memory.iter().map(|region| region.len() as u64).sum();
-    if offset.checked_add(image.len).is_none_or(|end| end > total) {
-        return Err(BootError::LoadOffset { offset, memory: total });
+/// The driver refuses memory of another node than the CPU pool's. Where the
+/// sandbox forbids binding, the kernel's own choice may still be right.
+fn bind(node: Option<u32>, memory: &mut HugeRegion) {
+    let Some(node) = node else { return };
+    if let Err(error) = memory.bind_to_node(node) {
+        tracing::warn!(node, %error, "memory is not bound to the CPU pool's NUMA node (allow mbind in the seccomp profile); the kernel chooses");
     }
-    let mut region_start = 0;
-    for region in memory {
-        if stop.is_cancelled() {
-            return Err(BootError::Stopped);
-        }
-        let region_end = region_start + region.len() as u64;
-        let (from, to) = (offset.max(region_start), (offset + image.len).min(region_end));
-        if from < to {
-            region
-                .read_file_at_parallel(
-                    &image.file,
-                    from - offset,
-                    (from - region_start) as usize,
-                    (to - from) as usize,
-                    threads(),
-                )
-                .map_err(|source| BootError::Load { path: image.path.clone(), source })?;
-        }
-        region_start = region_end;
-    }
-    Ok(())
 }
 
 fn threads() -> usize {

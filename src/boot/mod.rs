@@ -1,32 +1,39 @@
 //! From a configuration to a started enclave. [`launch`] is the boot order.
 //!
 //! ```text
-//! image checks ─▶ plan ─▶ device ─▶ create ─▶ map + prefault ─▶ load ─▶ donate ─▶ CPUs ─▶ start
-//!     65          64, 71    69         71           71                                 71
+//! image checks ─▶ plan ─▶ preflight ─▶ create ─▶ map, prefault, load ─▶ pins ─▶ donate ─▶ CPUs ─▶ start
+//!     65          64, 71     69          71              71              65                       71
 //! ```
 //! Everything here blocks and runs on one thread: the driver wants one process
 //! from create to start, and no fork in between. An error or a drop on the way
 //! closes the enclave, which frees its slot, CPUs and memory.
 
+mod cpus;
+mod heartbeat;
+mod image;
 mod load;
+mod pins;
 pub(crate) mod plan;
+mod retry;
 mod snapshot;
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use eif::{Architecture, Image, ImageError};
+use eif::{Architecture, ImageError, Pcr, SignatureCheckError};
 use nitro_device::{Cid, CidError, Device, DeviceError, Enclave, Mode, RegionError};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, Readiness};
 use crate::exit::{Blame, Exit};
 use crate::timeline::Timeline;
+pub(crate) use heartbeat::Heartbeat;
+pub(crate) use image::CheckedImage;
 use plan::{Cpus, Plan, Shortfall, Snapshot, Wish};
+use retry::patiently;
 
 /// Why the enclave did not start. One variant per thing an operator can mend.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +42,12 @@ pub(crate) enum BootError {
     Image { path: PathBuf, source: ImageError },
     #[error("image {} is for {actual}, this machine is {expected}", .path.display())]
     Architecture { path: PathBuf, expected: Architecture, actual: Architecture },
+    #[error("image {} is not signed, and `require_signature` is set", .path.display())]
+    Unsigned { path: PathBuf },
+    #[error("the signature of image {} is not good", .path.display())]
+    Signature { path: PathBuf, source: SignatureCheckError },
+    #[error("image {} measures {register} {}, expected {expected}", .path.display(), shown(.actual))]
+    WrongImage { path: PathBuf, register: &'static str, expected: Pcr, actual: Option<Pcr> },
     #[error("image {} cannot be read into the enclave's memory", .path.display())]
     Load { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -51,6 +64,8 @@ pub(crate) enum BootError {
     LoadOffset { offset: u64, memory: u64 },
     #[error("cid cannot be used")]
     Cid(#[from] CidError),
+    #[error("port 9000 of this instance, on which foreign images report, cannot be taken")]
+    Heartbeat(#[source] io::Error),
     #[error("stopped during the launch")]
     Stopped,
 }
@@ -58,10 +73,18 @@ pub(crate) enum BootError {
 impl Blame for BootError {
     fn exit(&self) -> Exit {
         match self {
-            BootError::Image { .. } | BootError::Architecture { .. } | BootError::Load { .. } => Exit::Image,
+            BootError::Image { .. }
+            | BootError::Architecture { .. }
+            | BootError::Unsigned { .. }
+            | BootError::Signature { .. }
+            | BootError::WrongImage { .. }
+            | BootError::Load { .. } => Exit::Image,
             BootError::Plan(shortfall) => shortfall.exit(),
             BootError::NoVsock(_) | BootError::NoDevice(_) => Exit::Unavailable,
-            BootError::Device(_) | BootError::Memory(_) | BootError::LoadOffset { .. } => Exit::Resources,
+            BootError::Device(_)
+            | BootError::Memory(_)
+            | BootError::Heartbeat(_)
+            | BootError::LoadOffset { .. } => Exit::Resources,
             BootError::Cid(_) => Exit::Usage,
             BootError::Stopped => Exit::Bug,
         }
@@ -74,10 +97,22 @@ impl Blame for BootError {
             }
             BootError::Image { .. } => "build the image again, and compare its checksum after copying".into(),
             BootError::Architecture { expected, .. } => format!("build the image for {expected}"),
+            BootError::Unsigned { .. } => "sign the image, or leave require_signature out".into(),
+            BootError::Signature { .. } => "sign this image again with a valid certificate".into(),
+            BootError::WrongImage { register, .. } => format!(
+                "ship the image that was meant, or set expect.{} to what it measures",
+                register.to_lowercase()
+            ),
+            BootError::Heartbeat(_) => {
+                "another launcher on this node (nitro-cli?) holds the port: end it, or use an image with our agent"
+                    .into()
+            }
             BootError::Load { .. } => "leave the image alone while the shim starts".into(),
             BootError::Plan(shortfall) => shortfall.fix(),
             BootError::NoVsock(Errno::EPERM | Errno::EACCES) => {
-                "allow AF_VSOCK in the pod's seccomp profile (runtimes' default profiles block it)".into()
+                "allow AF_VSOCK in the pod's seccomp profile: deploy/seccomp/enclave-shim.json does \
+                 (runtimes' default profiles block it)"
+                    .into()
             }
             BootError::NoVsock(_) => "load the vsock module on the instance".into(),
             BootError::NoDevice(error) | BootError::Device(error) => error.fix().into(),
@@ -102,12 +137,8 @@ fn memory_fix(error: &RegionError) -> String {
     )
 }
 
-/// An image that may be launched.
-#[derive(Debug)]
-pub(crate) struct CheckedImage {
-    file: File,
-    len: u64,
-    path: PathBuf,
+fn shown(pcr: &Option<Pcr>) -> String {
+    pcr.map_or_else(|| "nothing (it is not signed)".to_owned(), |pcr| pcr.to_string())
 }
 
 /// An enclave that runs, not yet watched.
@@ -115,11 +146,17 @@ pub(crate) struct CheckedImage {
 pub(crate) struct Started {
     pub(crate) enclave: Enclave,
     pub(crate) cid: Cid,
+    /// Ids of its CPUs, as the driver chose them.
+    pub(crate) cpus: Vec<u32>,
+    /// Bytes of its memory.
+    pub(crate) memory: u64,
+    /// Where a foreign image reports; held until it has.
+    pub(crate) heartbeat: Option<Heartbeat>,
 }
 
 /// The first half, which touches no device: image and plan.
 pub(crate) fn prepare(config: &Config, timeline: &Timeline) -> Result<(CheckedImage, Plan), BootError> {
-    let image = check_image(&config.eif)?;
+    let image = CheckedImage::open(&config.eif, config.require_signature)?;
     timeline.reached("image checked");
     let wish = Wish {
         memory: config.memory_mib.map(|mib| mib << 20),
@@ -128,13 +165,15 @@ pub(crate) fn prepare(config: &Config, timeline: &Timeline) -> Result<(CheckedIm
             ids => Cpus::Ids(ids.to_vec()),
         },
         image: image.len,
+        unpacked: image.unpacked,
     };
     let plan = plan::plan(&wish, &Snapshot::take(Path::new("/")))?;
     timeline.reached("planned");
     Ok((image, plan))
 }
 
-/// The second half: from the device to a running enclave.
+/// The second half: from the device to a running enclave. Must be called on a
+/// thread of a tokio runtime that may block.
 pub(crate) fn launch(
     config: &Config,
     image: &CheckedImage,
@@ -145,54 +184,53 @@ pub(crate) fn launch(
     let cid = config.cid.map(Cid::try_from).transpose()?;
     let mode = if config.debug { Mode::Debug } else { Mode::Production };
     let begun = Instant::now();
+    plan.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
     let device = Device::open(&config.device).map_err(BootError::NoDevice)?;
     probe_vsock()?;
-    let mut enclave = device.create_enclave()?;
+    timeline.reached("preflight passed");
+    let mut enclave = patiently(stop, || device.create_enclave())?;
     timeline.reached("enclave created");
-    let mut memory = load::map(plan, stop)?;
-    timeline.reached("memory mapped");
-    let offset = enclave.image_load_offset()?;
-    load::image(image, &mut memory, offset, stop)?;
+    let offset = patiently(stop, || enclave.image_load_offset())?;
+    let memory = load::fill(plan, image, offset, stop)?;
     timeline.reached("image loaded");
+    pins::check(config, image, &memory, offset)?;
     for region in memory {
         enclave.donate(region)?;
     }
     timeline.reached("memory donated");
-    for cpu in plan.cpus.each() {
-        enclave.add_vcpu(cpu)?;
-    }
+    let add = |cpu| patiently(stop, || enclave.add_vcpu(cpu));
+    let cpus = plan.cpus.each().into_iter().map(add).collect::<Result<Vec<u32>, _>>()?;
+    let heartbeat = match is_foreign(config.readiness, image) {
+        true => Some(Heartbeat::take(config.boot.timeout.duration(), stop)?),
+        false => None,
+    };
     if stop.is_cancelled() {
         return Err(BootError::Stopped);
     }
     let cid = enclave.start(mode, cid)?;
     timeline.reached("enclave started");
     tracing::info!(%cid, slot_uid = enclave.slot_uid(), took = ?begun.elapsed(), "enclave started");
-    Ok(Started { enclave, cid })
+    Ok(Started { enclave, cid, cpus, memory: plan.memory(), heartbeat })
 }
 
-fn check_image(path: &Path) -> Result<CheckedImage, BootError> {
-    let blamed = |source| BootError::Image { path: path.to_owned(), source };
-    let opened = || {
-        let file = File::open(path)?;
-        Ok((file.try_clone()?, file))
-    };
-    let (file, for_checks) =
-        opened().map_err(|source| blamed(ImageError::Open { path: path.to_owned(), source }))?;
-    let image = Image::read(for_checks).map_err(blamed)?;
-    let (actual, expected) = (image.layout().architecture, Architecture::HOST);
-    if actual != expected {
-        return Err(BootError::Architecture { path: path.to_owned(), expected, actual });
+fn is_foreign(readiness: Readiness, image: &CheckedImage) -> bool {
+    match readiness {
+        Readiness::Auto => !image.has_agent,
+        Readiness::Agent => false,
+        Readiness::Heartbeat => true,
     }
-    Ok(CheckedImage { file, len: image.layout().len(), path: path.to_owned() })
 }
 
 /// Runtimes' default seccomp profiles block AF_VSOCK; better known before the
 /// enclave's memory is filled than after.
 fn probe_vsock() -> Result<(), BootError> {
-    socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-        .map(drop)
-        .map_err(BootError::NoVsock)
+    vsock_allowed().map_err(BootError::NoVsock)
+}
+
+/// Whether this process may make vsock sockets.
+pub(crate) fn vsock_allowed() -> Result<(), Errno> {
+    socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map(drop)
 }
 
 #[cfg(test)]
@@ -223,9 +261,31 @@ mod tests {
                 65,
                 "x86_64",
             ),
+            (BootError::Unsigned { path: path() }, 65, "sign the image"),
+            (
+                BootError::Signature { path: path(), source: SignatureCheckError::Expired },
+                65,
+                "valid certificate",
+            ),
+            (
+                BootError::WrongImage {
+                    path: path(),
+                    register: "PCR2",
+                    expected: Pcr::ZERO,
+                    actual: Some(Pcr::of(b"x")),
+                },
+                65,
+                "expect.pcr2",
+            ),
+            (BootError::Heartbeat(io::ErrorKind::AddrInUse.into()), 71, "another launcher"),
+            (
+                BootError::Plan(Shortfall::Cpus(plan::CpuShortfall::PartOfCore { count: 3, threads: 2 })),
+                64,
+                "`cpus: 4`",
+            ),
             (BootError::Load { path: path(), source: io() }, 65, "leave the image alone"),
             (BootError::Plan(Shortfall::None { needed: 64 << 20 }), 71, "`hugepages-2Mi: 64Mi`"),
-            (BootError::NoVsock(Errno::EPERM), 69, "seccomp"),
+            (BootError::NoVsock(Errno::EPERM), 69, "deploy/seccomp/enclave-shim.json"),
             (BootError::NoVsock(Errno::EAFNOSUPPORT), 69, "vsock module"),
             (BootError::NoDevice(device_error()), 69, "enclaves enabled"),
             (BootError::Device(device_error()), 71, "enclaves enabled"),

@@ -7,8 +7,9 @@
 use std::fmt;
 
 use nitro_device::PageSize;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
+pub(crate) use super::cpus::{CpuPool, CpuShortfall, Cpus};
 use crate::exit::{Blame, Exit};
 
 const MIB: u64 = 1 << 20;
@@ -18,19 +19,32 @@ const LEAST_MEMORY: u64 = 64 * MIB;
 /// The driver's own answer is checked again at launch.
 const LOAD_OFFSET: u64 = 8 * MIB;
 
-/// The machine's huge pages.
+/// What a kernel takes for itself before it unpacks anything, in bytes. Measured
+/// with a 6.1 kernel of 10 MiB, rounded up.
+const KERNEL_NEEDS: u64 = 40 * MIB;
+/// The driver's limit comes from the hypervisor and cannot be asked for. An
+/// enclave of 128 GiB in single 2 MiB pages is the largest that is tried.
+const MOST_PIECES: u64 = 65_536;
+
+/// The machine's huge pages and CPU pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     /// One entry a page size.
     pub(crate) pools: Vec<Pool>,
+    /// CPUs set aside for enclaves; `None` where the driver does not say.
+    pub(crate) cpus: Option<CpuPool>,
+    /// The NUMA node on which the enclave's memory must be, if there are several.
+    pub(crate) node: Option<u32>,
 }
 
 /// Pages of one size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pool {
     pub(crate) page: PageSize,
-    /// Pages that nobody uses or has reserved.
+    /// Pages that nobody uses or has reserved, on the CPU pool's node.
     pub(crate) free: u64,
+    /// Free pages on other nodes, which the driver refuses.
+    pub(crate) elsewhere: u64,
     /// The control group's limit, if it has one.
     pub(crate) limit: Option<Limit>,
 }
@@ -50,26 +64,8 @@ pub(crate) struct Wish {
     pub(crate) cpus: Cpus,
     /// Bytes of the image file.
     pub(crate) image: u64,
-}
-
-/// The enclave's CPUs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Cpus {
-    /// So many; the driver picks.
-    Count(u32),
-    /// These.
-    Ids(Vec<u32>),
-}
-
-impl Cpus {
-    /// One entry a CPU: its id, or `None` for the driver's choice.
-    pub(crate) fn each(&self) -> Vec<Option<u32>> {
-        match self {
-            Cpus::Count(count) => vec![None; *count as usize],
-            Cpus::Ids(ids) => ids.iter().copied().map(Some).collect(),
-        }
-    }
+    /// Bytes that its ramdisks take once unpacked.
+    pub(crate) unpacked: u64,
 }
 
 /// What the enclave gets.
@@ -78,13 +74,18 @@ pub(crate) struct Plan {
     /// Largest pages first: the order in which they make up the memory.
     pub(crate) regions: Vec<Region>,
     pub(crate) cpus: Cpus,
+    /// The NUMA node to take the memory from, if it matters.
+    pub(crate) node: Option<u32>,
     /// Bytes beyond the wish.
     pub(crate) waste: u64,
+    /// What may go wrong later, each with what to change.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Memory of one page size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Region {
+    #[serde(rename = "page_bytes", serialize_with = "page_bytes")]
     pub(crate) page: PageSize,
     pub(crate) pages: u64,
 }
@@ -95,7 +96,43 @@ impl Region {
     }
 }
 
+fn page_bytes<S: Serializer>(page: &PageSize, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(page.bytes())
+}
+
+/// The plan as `run --dry-run=json` prints it. Fields are only ever added.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    memory_bytes: u64,
+    regions: &'a [Region],
+    most_pieces: u64,
+    node: Option<u32>,
+    waste_bytes: u64,
+    cpus: &'a Cpus,
+    warnings: &'a [String],
+}
+
 impl Plan {
+    /// One line of JSON.
+    pub(crate) fn json(&self) -> String {
+        let report = Report {
+            memory_bytes: self.memory(),
+            regions: &self.regions,
+            most_pieces: self.most_pieces(),
+            node: self.node,
+            waste_bytes: self.waste,
+            cpus: &self.cpus,
+            warnings: &self.warnings,
+        };
+        // Numbers and strings always have a JSON form.
+        serde_json::to_string(&report).unwrap_or_default()
+    }
+
+    /// Pieces that the driver counts when no two pages adjoin.
+    pub(crate) fn most_pieces(&self) -> u64 {
+        self.regions.iter().map(|region| region.pages).sum()
+    }
+
     /// Bytes of memory.
     pub(crate) fn memory(&self) -> u64 {
         self.regions.iter().map(|region| region.bytes()).sum()
@@ -113,9 +150,10 @@ impl fmt::Display for Plan {
             write!(f, "; {} MiB more than asked", self.waste.div_ceil(MIB))?;
         }
         match &self.cpus {
-            Cpus::Count(count) => write!(f, "), {count} CPUs"),
-            Cpus::Ids(ids) => write!(f, "), CPUs {ids:?}"),
+            Cpus::Count(count) => write!(f, "), {count} CPUs")?,
+            Cpus::Ids(ids) => write!(f, "), CPUs {ids:?}")?,
         }
+        self.node.map_or(Ok(()), |node| write!(f, ", on NUMA node {node}"))
     }
 }
 
@@ -128,6 +166,17 @@ pub(crate) enum Shortfall {
     /// The node has fewer free pages than are asked for.
     #[error("need {} MiB of huge pages, {} MiB are free on this node", mib(.needed), mib(.free))]
     Free { page: PageSize, needed: u64, free: u64 },
+    /// There would be enough pages, were they not on another NUMA node.
+    #[error(
+        "need {} MiB of huge pages on NUMA node {node} with the CPU pool, {} MiB are free there and {} MiB on other nodes",
+        mib(.needed), mib(.free), mib(.elsewhere)
+    )]
+    Node { page: PageSize, node: u32, needed: u64, free: u64, elsewhere: u64 },
+    /// The pages may be in more pieces than the driver can take.
+    #[error("the memory may be in {pieces} pieces, an enclave's can be in {MOST_PIECES}")]
+    Pieces { needed: u64, pieces: u64 },
+    #[error(transparent)]
+    Cpus(#[from] CpuShortfall),
     /// Neither wish nor grant nor free pages.
     #[error("there are no free huge pages for the enclave")]
     None { needed: u64 },
@@ -144,12 +193,24 @@ impl Blame for Shortfall {
     fn exit(&self) -> Exit {
         match self {
             Shortfall::Small { chosen: true, .. } => Exit::Usage,
+            Shortfall::Cpus(shortfall) => shortfall.exit(),
             _ => Exit::Resources,
         }
     }
 
     fn fix(&self) -> String {
         match *self {
+            Shortfall::Cpus(ref shortfall) => shortfall.fix(),
+            Shortfall::Pieces { needed, .. } => format!(
+                "reserve 1 GiB pages and set `{}` in the container's resources.limits instead of 2 MiB pages",
+                resource_line(PageSize::GIB1, needed)
+            ),
+            Shortfall::Node { page, node, needed, free, .. } => format!(
+                "reserve {} more {page} pages on that node (/sys/devices/system/node/node{node}/hugepages/\
+                 hugepages-{}kB/nr_hugepages), or move the CPU pool",
+                (needed - free).div_ceil(page.bytes()),
+                page.bytes() >> 10
+            ),
             Shortfall::Granted { page, needed, .. } => {
                 format!("set `{}` in the container's resources.limits", resource_line(page, needed))
             }
@@ -182,6 +243,9 @@ fn resource_line(page: PageSize, bytes: u64) -> String {
 
 /// What the enclave gets on this machine.
 pub(crate) fn plan(wish: &Wish, snapshot: &Snapshot) -> Result<Plan, Shortfall> {
+    if let Some(pool) = &snapshot.cpus {
+        pool.check(&wish.cpus)?;
+    }
     let least = LEAST_MEMORY.max((LOAD_OFFSET + wish.image).next_multiple_of(PageSize::MIB2.bytes()));
     let mut pools: Vec<&Pool> = snapshot.pools.iter().collect();
     pools.sort_by_key(|pool| std::cmp::Reverse(pool.page));
@@ -196,10 +260,50 @@ pub(crate) fn plan(wish: &Wish, snapshot: &Snapshot) -> Result<Plan, Shortfall> 
         let page = page_to_name(&pools);
         return Err(Shortfall::Small { page, memory: needed, needed: least, chosen: wish.memory.is_some() });
     }
-    let regions = take(needed, &pools).ok_or_else(|| shortfall(needed, &pools))?;
-    let plan = Plan { regions, cpus: wish.cpus.clone(), waste: 0 };
+    let regions = take(needed, &pools).ok_or_else(|| shortfall(needed, &pools, snapshot.node))?;
+    let cpus = wish.cpus.clone();
+    let plan = Plan { regions, cpus, node: snapshot.node, waste: 0, warnings: Vec::new() };
+    if plan.most_pieces() > MOST_PIECES {
+        return Err(Shortfall::Pieces { needed, pieces: plan.most_pieces() });
+    }
     let waste = plan.memory() - needed;
-    Ok(Plan { waste, ..plan })
+    let warnings = wish.warnings(plan.memory());
+    Ok(Plan { waste, warnings, ..plan })
+}
+
+impl Wish {
+    /// Bytes with which the kernel can unpack the image: the image lies in
+    /// memory while its ramdisks are unpacked beside it, and Linux lets a
+    /// root file system in memory fill half of what there is
+    /// (Documentation/filesystems/tmpfs.rst, `size`).
+    fn comfort(&self) -> u64 {
+        (self.image + self.unpacked + KERNEL_NEEDS)
+            .max(2 * self.unpacked)
+            .next_multiple_of(PageSize::MIB2.bytes())
+    }
+
+    fn warnings(&self, memory: u64) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let comfort = self.comfort();
+        if memory < comfort {
+            warnings.push(format!(
+                "{} MiB may be too little to unpack this image (\"Failed to unpack initramfs\"): \
+                 it needs about {} MiB; set `memory_mib: {}`",
+                mib(&memory),
+                mib(&comfort),
+                mib(&comfort)
+            ));
+        } else if memory < 4 * self.image {
+            warnings.push(format!(
+                "nitro-cli would refuse {} MiB for this image (its rule: four times the file, {} MiB), \
+                 though about {} MiB suffice",
+                mib(&memory),
+                mib(&(4 * self.image)),
+                mib(&comfort)
+            ));
+        }
+        warnings
+    }
 }
 
 impl Pool {
@@ -245,7 +349,7 @@ fn take(needed: u64, pools: &[&Pool]) -> Option<Vec<Region>> {
 }
 
 /// Which of the two bounds is in the way.
-fn shortfall(needed: u64, pools: &[&Pool]) -> Shortfall {
+fn shortfall(needed: u64, pools: &[&Pool], node: Option<u32>) -> Shortfall {
     let page = page_to_name(pools);
     let left: u64 = pools
         .iter()
@@ -256,9 +360,14 @@ fn shortfall(needed: u64, pools: &[&Pool]) -> Shortfall {
         .sum();
     let free: u64 = pools.iter().map(|pool| pool.available()).sum();
     if left < needed && pools.iter().any(|pool| pool.limit.is_some()) {
-        Shortfall::Granted { page, needed, left }
-    } else {
-        Shortfall::Free { page, needed, free }
+        return Shortfall::Granted { page, needed, left };
+    }
+    let elsewhere: u64 = pools.iter().map(|pool| pool.elsewhere * pool.page.bytes()).sum();
+    match node {
+        Some(node) if elsewhere > 0 && free + elsewhere >= needed => {
+            Shortfall::Node { page, node, needed, free, elsewhere }
+        }
+        _ => Shortfall::Free { page, needed, free },
     }
 }
 
@@ -278,11 +387,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn pool(page: PageSize, free: u64, limit: Option<u64>) -> Pool {
-        Pool { page, free, limit: limit.map(|max| Limit { max: max * MIB, used: 0 }) }
+        Pool { page, free, elsewhere: 0, limit: limit.map(|max| Limit { max: max * MIB, used: 0 }) }
+    }
+
+    fn of(pools: Vec<Pool>) -> Snapshot {
+        Snapshot { pools, ..Snapshot::default() }
     }
 
     fn wish(mib: Option<u64>) -> Wish {
-        Wish { memory: mib.map(|mib| mib * MIB), cpus: Cpus::Count(2), image: 20 * MIB }
+        Wish { memory: mib.map(|mib| mib * MIB), cpus: Cpus::Count(2), image: 20 * MIB, unpacked: 20 * MIB }
     }
 
     fn pages(plan: &Plan) -> Vec<(u64, u64)> {
@@ -292,17 +405,17 @@ mod tests {
     #[test]
     fn memory_defaults_to_the_grant_and_without_limits_to_what_is_free() {
         let pod = [pool(PageSize::MIB2, 500, Some(128)), pool(PageSize::GIB1, 4, Some(0))];
-        let plan_in_pod = plan(&wish(None), &Snapshot { pools: pod.to_vec() }).unwrap();
+        let plan_in_pod = plan(&wish(None), &of(pod.to_vec())).unwrap();
         assert_eq!(pages(&plan_in_pod), [(2, 64)]);
         let host = [pool(PageSize::MIB2, 50, None), pool(PageSize::GIB1, 1, None)];
-        let plan_on_host = plan(&wish(None), &Snapshot { pools: host.to_vec() }).unwrap();
+        let plan_on_host = plan(&wish(None), &of(host.to_vec())).unwrap();
         assert_eq!(pages(&plan_on_host), [(1024, 1), (2, 50)]);
     }
 
     #[test]
     fn a_large_page_stands_in_when_small_ones_run_out_and_the_waste_is_told() {
         let pools = vec![pool(PageSize::MIB2, 50, None), pool(PageSize::GIB1, 1, None)];
-        let plan = plan(&wish(Some(256)), &Snapshot { pools }).unwrap();
+        let plan = plan(&wish(Some(256)), &of(pools)).unwrap();
         assert_eq!(pages(&plan), [(1024, 1)]);
         assert_eq!(plan.waste, 768 * MIB);
         assert!(plan.to_string().contains("768 MiB more than asked"), "{plan}");
@@ -310,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_shortfall_names_the_line_to_change() {
-        let refused = |mib, pools: Vec<Pool>| plan(&wish(mib), &Snapshot { pools }).unwrap_err();
+        let refused = |mib, pools: Vec<Pool>| plan(&wish(mib), &of(pools)).unwrap_err();
         let free = refused(Some(128), vec![pool(PageSize::MIB2, 32, None)]);
         assert_eq!(free.to_string(), "need 128 MiB of huge pages, 64 MiB are free on this node");
         assert!(free.fix().contains("reserve 32 more 2 MiB pages"), "{}", free.fix());
@@ -328,11 +441,59 @@ mod tests {
 
     #[test]
     fn memory_too_small_for_the_image_is_refused_with_the_real_need() {
-        let wish = Wish { memory: Some(64 * MIB), cpus: Cpus::Count(2), image: 100 * MIB };
+        let wish = Wish { memory: Some(64 * MIB), cpus: Cpus::Count(2), image: 100 * MIB, unpacked: 0 };
         let pools = vec![pool(PageSize::MIB2, 500, None)];
-        let small = plan(&wish, &Snapshot { pools }).unwrap_err();
+        let small = plan(&wish, &of(pools)).unwrap_err();
         assert!(small.fix().contains("`memory_mib: 108`"), "{}", small.fix());
         assert_eq!(small.exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn pages_of_another_node_do_not_count_and_are_named() {
+        let pool = Pool { elsewhere: 500, ..pool(PageSize::MIB2, 32, None) };
+        let snapshot = Snapshot { node: Some(1), ..of(vec![pool]) };
+        let refused = plan(&wish(Some(128)), &snapshot).unwrap_err();
+        assert!(refused.to_string().contains("node 1"), "{refused}");
+        assert!(refused.fix().contains("node1/hugepages/hugepages-2048kB"), "{}", refused.fix());
+        assert!(refused.fix().contains("32 more"), "{}", refused.fix());
+        assert!(plan(&wish(Some(64)), &snapshot).unwrap().to_string().ends_with("on NUMA node 1"));
+    }
+
+    #[test]
+    fn four_times_the_image_is_no_rule_but_the_real_need_is_a_warning() {
+        let warnings = |mib, image, unpacked| {
+            let wish = Wish {
+                memory: Some(mib * MIB),
+                cpus: Cpus::Count(2),
+                image: image * MIB,
+                unpacked: unpacked * MIB,
+            };
+            plan(&wish, &of(vec![pool(PageSize::MIB2, 5000, None)])).unwrap().warnings
+        };
+        assert!(warnings(1000, 100, 100).is_empty());
+        assert!(warnings(300, 100, 100)[0].contains("400 MiB"), "nitro-cli's rule");
+        let tight = warnings(200, 100, 100);
+        assert!(tight[0].contains("`memory_mib: 240`"), "{tight:?}");
+        let packed = warnings(500, 100, 300);
+        assert!(packed[0].contains("`memory_mib: 600`"), "half of the memory: {packed:?}");
+    }
+
+    #[test]
+    fn more_pieces_than_any_driver_takes_ask_for_larger_pages() {
+        let refused =
+            plan(&wish(Some(200 << 10)), &of(vec![pool(PageSize::MIB2, 200_000, None)])).unwrap_err();
+        assert!(refused.fix().contains("`hugepages-1Gi: 204800Mi`"), "{}", refused.fix());
+    }
+
+    #[test]
+    fn a_plan_in_json_says_the_same_in_numbers() {
+        let snapshot = of(vec![pool(PageSize::MIB2, 50, None), pool(PageSize::GIB1, 1, None)]);
+        let plan = plan(&wish(Some(1100)), &snapshot).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&plan.json()).unwrap();
+        assert_eq!(json["memory_bytes"], 1100 * MIB);
+        assert_eq!(json["regions"][0], serde_json::json!({"page_bytes": 1 << 30, "pages": 1}));
+        assert_eq!((json["most_pieces"].as_u64(), json["waste_bytes"].as_u64()), (Some(39), Some(0)));
+        assert_eq!(json["cpus"], serde_json::json!({"count": 2}));
     }
 
     fn any_pool(page: PageSize, most: u64) -> impl Strategy<Value = Pool> {
@@ -340,6 +501,7 @@ mod tests {
         (0..most, limit).prop_map(move |(free, limit)| Pool {
             page,
             free,
+            elsewhere: 0,
             limit: limit.map(|(max, used)| Limit { max, used }),
         })
     }
@@ -351,7 +513,7 @@ mod tests {
             large in any_pool(PageSize::GIB1, 6),
             mib in 64u64..8192,
         ) {
-            let snapshot = Snapshot { pools: vec![small, large] };
+            let snapshot = of(vec![small, large]);
             let available: u64 = snapshot.pools.iter().map(Pool::available).sum();
             match plan(&wish(Some(mib)), &snapshot) {
                 Ok(plan) => {
@@ -376,7 +538,7 @@ mod tests {
             small in any_pool(PageSize::MIB2, 2000),
             large in any_pool(PageSize::GIB1, 6),
         ) {
-            let snapshot = Snapshot { pools: vec![small, large] };
+            let snapshot = of(vec![small, large]);
             if let Ok(plan) = plan(&wish(None), &snapshot) {
                 prop_assert!(plan.memory() <= snapshot.pools.iter().map(Pool::available).sum());
             }

@@ -9,9 +9,14 @@ use std::path::{Path, PathBuf};
 
 use nitro_device::PageSize;
 
-use super::plan::{Limit, Pool, Snapshot};
+use super::cpus::parse_list;
+use super::plan::{CpuPool, Limit, Pool, Snapshot};
 
 const POOLS: &str = "sys/kernel/mm/hugepages";
+const NODES: &str = "sys/devices/system/node";
+const CPUS: &str = "sys/devices/system/cpu";
+/// The driver's parameter. Source: drivers/virt/nitro_enclaves/ne_misc_dev.c.
+const CPU_POOL: &str = "sys/module/nitro_enclaves/parameters/ne_cpus";
 const CGROUPS: &str = "sys/fs/cgroup";
 /// Kernels write about 2^63 for "no limit".
 const NO_LIMIT: u64 = 1 << 60;
@@ -26,8 +31,56 @@ impl Snapshot {
             .filter_map(|entry| pool(&entry.ok()?.path(), &groups))
             .collect();
         pools.sort_by_key(|pool| pool.page);
-        Snapshot { pools }
+        let cpus = cpu_pool(root);
+        let node = cpus.as_ref().and_then(|cpus| memory_node(root, &cpus.ids));
+        if let Some(node) = node {
+            pools.iter_mut().for_each(|pool| keep_node(root, node, pool));
+        }
+        Snapshot { pools, cpus, node }
     }
+}
+
+/// The driver's pool, and how CPU 0 numbers the threads of its core: CPUs of
+/// the pool are offline, and an offline CPU has no topology.
+fn cpu_pool(root: &Path) -> Option<CpuPool> {
+    let ids = parse_list(&fs::read_to_string(root.join(CPU_POOL)).ok()?)?;
+    let siblings = fs::read_to_string(root.join(CPUS).join("cpu0/topology/thread_siblings_list"));
+    let siblings = siblings.ok().and_then(|list| parse_list(&list)).unwrap_or_default();
+    let stride = if let [first, second, ..] = siblings[..] { second - first } else { 1 };
+    Some(CpuPool { ids, threads: siblings.len().max(1) as u32, stride })
+}
+
+/// The node of the pool's CPUs, on a machine with several. For offline CPUs,
+/// which have no node any more, it is the only one that has huge pages.
+fn memory_node(root: &Path, cpus: &[u32]) -> Option<u32> {
+    let nodes = numbered(&root.join(NODES), "node");
+    if nodes.len() < 2 {
+        return None;
+    }
+    let of_cpu = |cpu: &u32| numbered(&root.join(CPUS).join(format!("cpu{cpu}")), "node").pop();
+    cpus.iter().find_map(of_cpu).or_else(|| {
+        let has_pages = |node: &u32| {
+            let pools =
+                fs::read_dir(root.join(NODES).join(format!("node{node}/hugepages"))).into_iter().flatten();
+            pools.filter_map(|pool| number(&pool.ok()?.path().join("nr_hugepages"))).any(|pages| pages > 0)
+        };
+        let with_pages: Vec<u32> = nodes.into_iter().filter(has_pages).collect();
+        if let [node] = with_pages[..] { Some(node) } else { None }
+    })
+}
+
+/// Leaves of `free` only what is on `node`.
+fn keep_node(root: &Path, node: u32, pool: &mut Pool) {
+    let file = format!("node{node}/hugepages/hugepages-{}kB/free_hugepages", pool.page.bytes() >> 10);
+    let here = number(&root.join(NODES).join(file)).unwrap_or(0).min(pool.free);
+    pool.elsewhere = pool.free - here;
+    pool.free = here;
+}
+
+/// Numbers `n` of the entries `<prefix>n` of a directory.
+fn numbered(directory: &Path, prefix: &str) -> Vec<u32> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()).collect()
 }
 
 /// Where the kernel keeps the pages of one size.
@@ -43,7 +96,7 @@ fn pool(path: &Path, groups: &[Group]) -> Option<Pool> {
     let reserved = number(&path.join("resv_hugepages")).unwrap_or(0);
     let tightest = |a: Limit, b: Limit| if room(b) < room(a) { b } else { a };
     let limit = groups.iter().flat_map(|group| group.limits(page)).reduce(tightest);
-    Some(Pool { page, free: free.saturating_sub(reserved), limit })
+    Some(Pool { page, free: free.saturating_sub(reserved), elsewhere: 0, limit })
 }
 
 fn room(limit: Limit) -> u64 {
@@ -162,5 +215,31 @@ mod tests {
         assert_eq!(limit_of(&[("proc/self/cgroup", "0::/\n")]), None);
         let largest = ("sys/fs/cgroup/hugetlb/hugetlb.2MB.limit_in_bytes", "9223372036852678656\n");
         assert_eq!(limit_of(&[("proc/self/cgroup", "4:hugetlb:/\n"), largest]), None);
+    }
+
+    #[test]
+    fn the_cpu_pool_and_its_node_decide_which_pages_count() {
+        let node = |node: u32, pages: &str| {
+            (
+                format!("sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/free_hugepages"),
+                pages.to_owned(),
+            )
+        };
+        let files = [node(0, "70"), node(1, "30")];
+        let mut files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (&**path, &**text)).collect();
+        files.extend(POOL);
+        files.push(("sys/module/nitro_enclaves/parameters/ne_cpus", "2-3,50-51\n"));
+        files.push(("sys/devices/system/cpu/cpu0/topology/thread_siblings_list", "0,48\n"));
+        let unknown = Snapshot::take(machine(&files).path());
+        assert_eq!((unknown.node, unknown.pools[0].free), (None, 96), "nothing tells the node");
+        assert_eq!(unknown.cpus, Some(CpuPool { ids: vec![2, 3, 50, 51], threads: 2, stride: 48 }));
+
+        let by_cpu = [&files[..], &[("sys/devices/system/cpu/cpu50/node1/here", "")]].concat();
+        let snapshot = Snapshot::take(machine(&by_cpu).path());
+        assert_eq!((snapshot.node, snapshot.pools[0].free, snapshot.pools[0].elsewhere), (Some(1), 30, 66));
+
+        let pages = ("sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "70");
+        let by_pages = Snapshot::take(machine(&[&files[..], &[pages]].concat()).path());
+        assert_eq!((by_pages.node, by_pages.pools[0].free), (Some(0), 70));
     }
 }

@@ -1,0 +1,87 @@
+//! Compares what will boot with what was promised: the measurements are taken
+//! over the loaded memory, after which nobody but the enclave touches it.
+
+use eif::{Image, Measurements, Pcr};
+use nitro_device::HugeRegion;
+
+use super::{BootError, CheckedImage};
+use crate::config::{Config, Expect};
+
+/// Does nothing, and costs nothing, when nothing was promised.
+pub(super) fn check(
+    config: &Config,
+    image: &CheckedImage,
+    memory: &[HugeRegion],
+    offset: u64,
+) -> Result<(), BootError> {
+    // What was signed must also be what was loaded: the file may have changed since.
+    if config.expect == Expect::default() && image.signed.is_none() {
+        return Ok(());
+    }
+    let blamed = |source| BootError::Image { path: image.path.clone(), source };
+    let (_, measured) = Image::parse_pieces_measured(loaded(memory, offset, image.len)).map_err(blamed)?;
+    let wrong = |(register, expected, actual)| BootError::WrongImage {
+        path: image.path.clone(),
+        register,
+        expected,
+        actual,
+    };
+    mismatch(&config.expect, image.signed, &measured).map_or(Ok(()), |found| Err(wrong(found)))
+}
+
+fn mismatch(
+    expect: &Expect,
+    signed: Option<Pcr>,
+    measured: &Measurements,
+) -> Option<(&'static str, Pcr, Option<Pcr>)> {
+    [
+        ("PCR0", expect.pcr0, Some(measured.pcr0)),
+        ("PCR1", expect.pcr1, Some(measured.pcr1)),
+        ("PCR2", expect.pcr2, Some(measured.pcr2)),
+        ("PCR8", expect.pcr8, measured.pcr8),
+        ("PCR0", signed, Some(measured.pcr0)),
+    ]
+    .into_iter()
+    .find_map(|(register, expected, actual)| {
+        expected.filter(|expected| actual != Some(*expected)).map(|expected| (register, expected, actual))
+    })
+}
+
+/// The image's bytes where they lie in memory.
+fn loaded(memory: &[HugeRegion], offset: u64, len: u64) -> Vec<&[u8]> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for region in memory {
+        let end = start + region.len() as u64;
+        let (from, to) = (offset.max(start), (offset + len).min(end));
+        if from < to {
+            pieces.push(&region.bytes()[(from - start) as usize..(to - start) as usize]);
+        }
+        start = end;
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_register_is_compared_and_an_unsigned_image_has_no_pcr8() {
+        let pcr = |text: &str| Pcr::of(text.as_bytes());
+        let measured = Measurements { pcr0: pcr("0"), pcr1: pcr("1"), pcr2: pcr("2"), pcr8: None };
+        let all = Expect { pcr0: Some(pcr("0")), pcr1: Some(pcr("1")), pcr2: Some(pcr("2")), pcr8: None };
+        assert_eq!(mismatch(&all, Some(pcr("0")), &measured), None);
+        for (expect, register) in [
+            (Expect { pcr0: Some(pcr("x")), ..all.clone() }, "PCR0"),
+            (Expect { pcr1: Some(pcr("x")), ..all.clone() }, "PCR1"),
+            (Expect { pcr2: Some(pcr("x")), ..all.clone() }, "PCR2"),
+            (Expect { pcr8: Some(pcr("x")), ..all.clone() }, "PCR8"),
+        ] {
+            let (found, expected, actual) = mismatch(&expect, None, &measured).unwrap();
+            assert_eq!((found, expected), (register, pcr("x")));
+            assert_eq!(actual.is_none(), register == "PCR8");
+        }
+        assert!(mismatch(&Expect::default(), Some(pcr("other")), &measured).is_some());
+    }
+}
