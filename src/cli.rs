@@ -10,9 +10,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use eif::Pcr;
 
-use crate::config::{LogFormat, LogLevel, Timespan};
+use crate::config::{LogFormat, LogLevel, Readiness, Timespan};
 use crate::exit::Exit;
 
 /// Runs an AWS Nitro Enclave as the entrypoint of a container.
@@ -27,16 +28,51 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Launch the enclave, carry its traffic, and end as it ends.
     Run(Box<Run>),
+    /// Say what on this node or in this pod would keep an enclave from running.
+    Doctor(Doctor),
+    /// Print what a running shim's enclave is, as `nitro-cli describe-enclaves` does.
+    Describe(Ask),
+    /// Print the console of a running shim's enclave, if it is in debug mode, and go on as it does.
+    Console(Ask),
 }
 
+/// Which shim is asked.
 #[derive(Debug, Args)]
+pub(crate) struct Ask {
+    /// The shim's admin socket.
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_ADMIN_SOCKET", default_value = crate::admin::DEFAULT_PATH)]
+    pub(crate) socket: PathBuf,
+}
+
+/// Exits 0 when all is well or only warned of, else with the worst finding's code.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The enclave device.
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_DEVICE", default_value = nitro_device::DEVICE_PATH)]
+    pub(crate) device: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How a plan is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlanFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Default, Args)]
 pub(crate) struct Run {
     /// YAML file; /enclave/shim.yaml is read when it exists and no other is named.
     #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Check everything, print what would be launched, touch no device.
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub(crate) dry_run: Option<PlanFormat>,
+    /// Print the fields of `nitro-cli run-enclave` on stdout once the workload is ready.
     #[arg(long)]
-    pub(crate) dry_run: bool,
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) knobs: Knobs,
 }
@@ -63,12 +99,37 @@ pub(crate) struct Knobs {
     #[arg(long, env = "ENCLAVE_SHIM_DEBUG", value_parser = FalseyValueParser::new())]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) debug: Option<bool>,
+    /// Who says that the enclave is ready: agent, heartbeat (foreign images), auto [default: auto].
+    #[arg(long, value_name = "HOW", env = "ENCLAVE_SHIM_READINESS")]
+    pub(crate) readiness: Option<Readiness>,
+    /// Launch only an image that measures this PCR0 (96 hex digits).
+    #[arg(long, value_name = "HEX", env = "ENCLAVE_SHIM_EXPECT_PCR0")]
+    pub(crate) expect_pcr0: Option<Pcr>,
+    /// The same for PCR1: kernel, command line and agent.
+    #[arg(long, value_name = "HEX", env = "ENCLAVE_SHIM_EXPECT_PCR1")]
+    pub(crate) expect_pcr1: Option<Pcr>,
+    /// The same for PCR2: the application.
+    #[arg(long, value_name = "HEX", env = "ENCLAVE_SHIM_EXPECT_PCR2")]
+    pub(crate) expect_pcr2: Option<Pcr>,
+    /// The same for PCR8: the signing certificate.
+    #[arg(long, value_name = "HEX", env = "ENCLAVE_SHIM_EXPECT_PCR8")]
+    pub(crate) expect_pcr8: Option<Pcr>,
+    /// Launch only a signed image: valid certificate, good signature over PCR0.
+    #[arg(long, env = "ENCLAVE_SHIM_REQUIRE_SIGNATURE", value_parser = FalseyValueParser::new())]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) require_signature: Option<bool>,
     /// The enclave's vsock context id [default: the driver's choice].
     #[arg(long, value_name = "CID", env = "ENCLAVE_SHIM_CID")]
     pub(crate) cid: Option<u32>,
     /// Where /healthz, /readyz, /metrics and /v1/attestation are served [default: 127.0.0.1:9090].
     #[arg(long, value_name = "ADDRESS", env = "ENCLAVE_SHIM_HTTP_LISTEN")]
     pub(crate) http_listen: Option<SocketAddr>,
+    /// The socket of `describe` and `console` [default: /run/enclave-shim/admin.sock if it can be made].
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_ADMIN_SOCKET")]
+    pub(crate) admin_socket: Option<PathBuf>,
+    /// Give up what is not needed; false for finding out why something fails [default: true].
+    #[arg(long, env = "ENCLAVE_SHIM_SANDBOX", value_name = "BOOL")]
+    pub(crate) sandbox: Option<bool>,
     /// How long connections are still taken after SIGTERM [default: 3s].
     #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_DRAIN_ACCEPT")]
     pub(crate) drain_accept: Option<Timespan>,
@@ -138,6 +199,9 @@ mod tests {
             "enclave-shim run --cid x",
             "enclave-shim run --drain-grace 5parsecs",
             "enclave-shim run --cpus 2 --cpu-ids 1,3",
+            "enclave-shim run --expect-pcr0 00ff",
+            "enclave-shim run --dry-run=xml",
+            "enclave-shim doctor --fast",
         ] {
             assert_eq!(read(line).unwrap_err(), 64, "{line}");
         }
@@ -147,11 +211,11 @@ mod tests {
 
     #[test]
     fn flags_are_read_with_their_units() {
-        let Command::Run(run) =
-            read("enclave-shim run --debug --cpu-ids 1,3 --drain-grace 1m --dry-run").unwrap().command;
+        let line = "enclave-shim run --debug --cpu-ids 1,3 --drain-grace 1m --dry-run";
+        let Command::Run(run) = read(line).unwrap().command else { panic!("not run") };
         assert_eq!(run.knobs.debug, Some(true));
         assert_eq!(run.knobs.cpu_ids, Some(vec![1, 3]));
         assert_eq!(run.knobs.drain_grace.map(|span| span.duration().as_secs()), Some(60));
-        assert!(run.dry_run);
+        assert_eq!(run.dry_run, Some(PlanFormat::Text));
     }
 }

@@ -11,14 +11,19 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod attestation;
 mod boot;
 mod cli;
 mod config;
+mod confine;
 mod console;
 mod control;
+mod doctor;
 mod exit;
+mod foreign;
 mod http;
+mod identity;
 mod log;
 mod proxy;
 mod report;
@@ -29,49 +34,73 @@ mod tail;
 mod timeline;
 mod workload_log;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use cli::{Cli, Command, Run};
+use cli::{Cli, Command, PlanFormat, Run};
 use config::Config;
 use exit::Failure;
 use report::Place;
+use supervisor::Wiring;
 use timeline::Timeline;
 
 fn main() -> ExitCode {
     let timeline = Timeline::start();
     let code = match Cli::read(std::env::args_os()) {
         Ok(Cli { command: Command::Run(run) }) => execute(&run, timeline),
+        Ok(Cli { command: Command::Doctor(args) }) => doctor::run(&args),
+        Ok(Cli { command: Command::Describe(shim) }) => ask(&shim.socket, "describe"),
+        Ok(Cli { command: Command::Console(shim) }) => ask(&shim.socket, "console"),
         Err(code) => code,
     };
     ExitCode::from(code)
 }
 
 fn execute(run: &Run, timeline: Timeline) -> u8 {
-    let unread = Place {
-        format: run.knobs.log_format.unwrap_or_default(),
-        termination_log: run.knobs.termination_log.clone(),
-    };
     let config = match config::load(run) {
         Ok(config) => Arc::new(config),
-        Err(error) => return report::not_begun(&error.into(), &unread),
+        Err(error) => {
+            let unread =
+                Place::open(run.knobs.log_format.unwrap_or_default(), run.knobs.termination_log.as_deref());
+            return report::not_begun(&error.into(), &unread);
+        }
     };
     log::start(&config.log);
-    report::end_on_panic(Place::from(&*config));
+    // Open before files are out of reach.
+    let place = Arc::new(Place::open(config.log.format, config.termination_log.as_deref()));
+    report::end_on_panic(Arc::clone(&place));
     tracing::info!(build = log::BUILD, config = effective(&config), "starting");
     announce(&config);
-    if run.dry_run {
-        return dry_run(&config, &timeline);
+    if let Some(format) = run.dry_run {
+        return dry_run(&config, &timeline, format, &place);
     }
+    live(run, &config, timeline, &place)
+}
+
+/// One thread until the runtime starts: what it gives up, all threads lack.
+fn live(run: &Run, config: &Arc<Config>, timeline: Timeline, place: &Place) -> u8 {
+    let admin = match admin::bind(config.admin.socket.as_deref()) {
+        Ok(admin) => admin,
+        Err(error) => return report::not_begun(&error.into(), place),
+    };
+    let wiring = Wiring { admin, confinement: confine::limit(config), print_identity: run.json };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return report::not_begun(&no_threads(&error), &Place::from(&*config)),
+        Err(error) => return report::not_begun(&no_threads(&error), place),
     };
     let timeline = Arc::new(timeline);
-    let outcome = runtime.block_on(supervisor::run(Arc::clone(&config), Arc::clone(&timeline)));
+    let outcome = runtime.block_on(supervisor::run(Arc::clone(config), Arc::clone(&timeline), wiring));
     // A launch that does not end is the only thing that could be left; the kernel closes it.
     runtime.shutdown_background();
-    report::run_ended(&outcome, &config, &timeline)
+    report::run_ended(&outcome, config, &timeline, place)
+}
+
+fn ask(socket: &Path, request: &str) -> u8 {
+    match admin::ask(socket, request, &mut std::io::stdout().lock()) {
+        Ok(()) => 0,
+        Err(error) => report::refused(&error.into()),
+    }
 }
 
 /// What an operator must not overlook.
@@ -86,13 +115,16 @@ fn announce(config: &Config) {
     }
 }
 
-fn dry_run(config: &Config, timeline: &Timeline) -> u8 {
+fn dry_run(config: &Config, timeline: &Timeline, format: PlanFormat, place: &Place) -> u8 {
     match boot::prepare(config, timeline) {
         Ok((_, plan)) => {
-            println!("{plan}");
+            match format {
+                PlanFormat::Text => println!("{plan}"),
+                PlanFormat::Json => println!("{}", plan.json()),
+            }
             0
         }
-        Err(error) => report::not_begun(&error.into(), &Place::from(config)),
+        Err(error) => report::not_begun(&error.into(), place),
     }
 }
 

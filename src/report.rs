@@ -1,9 +1,10 @@
 //! What is left behind when the shim ends: two lines and a JSON report on
 //! stderr, and the same in the pod's termination log.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, Write};
+use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -42,18 +43,28 @@ struct Report<'a> {
 /// Where and how to leave a report.
 #[derive(Debug)]
 pub(crate) struct Place {
-    pub(crate) format: LogFormat,
-    pub(crate) termination_log: Option<PathBuf>,
+    format: LogFormat,
+    termination_log: Option<File>,
 }
 
-impl From<&Config> for Place {
-    fn from(config: &Config) -> Place {
-        Place { format: config.log.format, termination_log: config.termination_log.clone() }
+impl Place {
+    /// Opens the termination log: `named`, which is made if need be, or kubelet's
+    /// if it is there. Without it a warning is all that is lost.
+    pub(crate) fn open(format: LogFormat, named: Option<&Path>) -> Place {
+        let path = named.unwrap_or(Path::new(DEFAULT_TERMINATION_LOG));
+        let termination_log = match open_termination_log(path, named.is_some()) {
+            Ok(file) => file,
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "warning: cannot open {}: {error}", path.display());
+                None
+            }
+        };
+        Place { format, termination_log }
     }
 }
 
 /// Reports how a run ended, and returns the exit code.
-pub(crate) fn run_ended(outcome: &Outcome, config: &Config, timeline: &Timeline) -> u8 {
+pub(crate) fn run_ended(outcome: &Outcome, config: &Config, timeline: &Timeline, place: &Place) -> u8 {
     let (ending, steps) = (&outcome.ending, timeline.steps());
     let code = ending.code();
     tracing::info!(code, origin = ?ending.origin(), after = ?timeline.elapsed(), "ended");
@@ -71,7 +82,7 @@ pub(crate) fn run_ended(outcome: &Outcome, config: &Config, timeline: &Timeline)
             console: &outcome.console.last(LAST_LINES),
             output: &outcome.output.last(LAST_LINES),
         };
-        leave(&report, &Place::from(config));
+        leave(&report, place);
     }
     code
 }
@@ -95,9 +106,16 @@ pub(crate) fn not_begun(failure: &Failure, place: &Place) -> u8 {
     failure.exit.code()
 }
 
+/// Tells why a running shim could not be asked, and returns the exit code.
+pub(crate) fn refused(failure: &Failure) -> u8 {
+    let Explanation { cause, fix } = &failure.explanation;
+    let _ = writeln!(std::io::stderr(), "error: {cause}\nfix: {fix}");
+    failure.exit.code()
+}
+
 /// Makes every panic the documented exit: a task that is gone must not leave an
 /// enclave that nobody looks after. The kernel closes the enclave.
-pub(crate) fn end_on_panic(place: Place) {
+pub(crate) fn end_on_panic(place: Arc<Place>) {
     std::panic::set_hook(Box::new(move |panic| {
         let failure = Failure::bug(panic.to_string());
         std::process::exit(not_begun(&failure, &place).into());
@@ -107,6 +125,7 @@ pub(crate) fn end_on_panic(place: Place) {
 fn leave(report: &Report<'_>, place: &Place) {
     // A report is made of strings and numbers: it always has a JSON form.
     let json = serde_json::to_string(report).unwrap_or_default();
+    let short = serde_json::to_string(&Report { console: &[], output: &[], ..*report }).unwrap_or_default();
     let lines = format!("error: {}\nfix: {}\n", report.explanation.cause, report.explanation.fix);
     let mut stderr = std::io::stderr().lock();
     // Nothing can be done about a closed stderr.
@@ -117,25 +136,33 @@ fn leave(report: &Report<'_>, place: &Place) {
             writeln!(stderr, "{lines}{console}report: {json}")
         }
     };
-    let named = place.termination_log.as_deref();
-    let path = named.unwrap_or(Path::new(DEFAULT_TERMINATION_LOG));
-    if let Err(error) = write_termination_log(path, named.is_some(), &lines, &json) {
-        let _ = writeln!(stderr, "warning: cannot write {}: {error}", path.display());
+    if let Some(file) = &place.termination_log
+        && let Err(error) = write_termination_log(file, &lines, &[&json, &short])
+    {
+        let _ = writeln!(stderr, "warning: cannot write the termination log: {error}");
     }
 }
 
-/// The two lines always; the report when all fits.
-fn write_termination_log(path: &Path, named: bool, lines: &str, json: &str) -> std::io::Result<()> {
+/// What an earlier container left there is gone from here on.
+fn open_termination_log(path: &Path, named: bool) -> std::io::Result<Option<File>> {
     if !named && !path.exists() {
-        return Ok(());
+        return Ok(None);
     }
+    OpenOptions::new().write(true).create(named).truncate(true).open(path).map(Some)
+}
+
+/// The two lines always, and the longest of the reports that fits.
+fn write_termination_log(mut file: &File, lines: &str, reports: &[&str]) -> std::io::Result<()> {
     let mut text = lines.to_owned();
-    if text.len() + json.len() < TERMINATION_LOG_BYTES {
+    if let Some(json) = reports.iter().find(|json| text.len() + json.len() < TERMINATION_LOG_BYTES) {
         text.push_str(json);
         text.push('\n');
     }
     text.truncate(text.floor_char_boundary(TERMINATION_LOG_BYTES));
-    OpenOptions::new().write(true).create(named).truncate(true).open(path)?.write_all(text.as_bytes())
+    // A panic while a report is written makes a second one.
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(text.as_bytes())
 }
 
 #[cfg(test)]
@@ -148,11 +175,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("why");
         let read = || std::fs::read_to_string(&path).unwrap();
-        write_termination_log(&path, true, "error: c\nfix: f\n", "{}").unwrap();
+        let file = open_termination_log(&path, true).unwrap().unwrap();
+        write_termination_log(&file, "error: c\nfix: f\n", &["{}"]).unwrap();
         assert_eq!(read(), "error: c\nfix: f\n{}\n");
-        write_termination_log(&path, true, "error: c\nfix: f\n", &"x".repeat(5000)).unwrap();
+        write_termination_log(&file, "error: c\nfix: f\n", &[&"x".repeat(5000), "{}"]).unwrap();
+        assert_eq!(read(), "error: c\nfix: f\n{}\n", "the shorter report");
+        write_termination_log(&file, "error: c\nfix: f\n", &[&"x".repeat(5000)]).unwrap();
         assert_eq!(read(), "error: c\nfix: f\n");
-        write_termination_log(&path, true, &"ü".repeat(5000), "{}").unwrap();
+        write_termination_log(&file, &"ü".repeat(5000), &["{}"]).unwrap();
         assert_eq!(read().len(), 4096);
     }
 
@@ -160,7 +190,7 @@ mod tests {
     fn a_termination_log_that_nobody_named_is_not_made() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("why");
-        write_termination_log(&path, false, "error: c\n", "{}").unwrap();
+        assert!(open_termination_log(&path, false).unwrap().is_none());
         assert!(!path.exists());
     }
 

@@ -93,8 +93,16 @@ fn apply(config: &mut Config, knobs: &Knobs) {
     config.memory_mib = knobs.memory_mib.or(config.memory_mib);
     apply_cpus(config, knobs);
     set(&mut config.debug, &knobs.debug);
+    set(&mut config.readiness, &knobs.readiness);
+    config.expect.pcr0 = knobs.expect_pcr0.or(config.expect.pcr0);
+    config.expect.pcr1 = knobs.expect_pcr1.or(config.expect.pcr1);
+    config.expect.pcr2 = knobs.expect_pcr2.or(config.expect.pcr2);
+    config.expect.pcr8 = knobs.expect_pcr8.or(config.expect.pcr8);
+    set(&mut config.require_signature, &knobs.require_signature);
     config.cid = knobs.cid.or(config.cid);
     set(&mut config.http.listen, &knobs.http_listen);
+    config.admin.socket = knobs.admin_socket.clone().or(config.admin.socket.take());
+    set(&mut config.sandbox, &knobs.sandbox);
     set(&mut config.drain.accept, &knobs.drain_accept);
     set(&mut config.drain.grace, &knobs.drain_grace);
     set(&mut config.boot.timeout, &knobs.boot_timeout);
@@ -201,6 +209,8 @@ ingress:
   - {listen: "0.0.0.0:8080", port: 80}
   - {listen: "[::]:8443", port: 443}
 http: {listen: "127.0.0.1:9999"}
+admin: {socket: /tmp/admin.sock}
+sandbox: false
 drain: {accept: "1s", grace: "250ms"}
 boot: {timeout: "10s"}
 log: {format: json, level: debug, workload_lines: 7}
@@ -314,8 +324,7 @@ limits: {connections: 10, dial_timeout: "2s"}
 
     #[test]
     fn a_named_file_must_exist() {
-        let run =
-            Run { config: Some("/nonexistent/shim.yaml".into()), dry_run: false, knobs: Knobs::default() };
+        let run = Run { config: Some("/nonexistent/shim.yaml".into()), ..Run::default() };
         let error = load(&run).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/shim.yaml"), "{error}");
     }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use eif::Pcr;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use load::load;
@@ -39,14 +40,25 @@ pub(crate) struct Config {
     /// Ports that clients may reach. Default: none.
     pub(crate) ingress: Vec<Ingress>,
     pub(crate) http: Http,
+    pub(crate) admin: Admin,
     pub(crate) drain: Drain,
     pub(crate) boot: Boot,
+    /// Who says that the enclave is ready. Default: auto.
+    pub(crate) readiness: Readiness,
+    /// What the image must measure to. Default: anything.
+    pub(crate) expect: Expect,
+    /// Whether the image must be signed: valid certificate, good signature,
+    /// over the PCR0 that it measures. Whose signature: `expect.pcr8`. Default: false.
+    pub(crate) require_signature: bool,
     pub(crate) log: Log,
     /// Where the reason of a failure is left. Default: /dev/termination-log, if it exists.
     pub(crate) termination_log: Option<PathBuf>,
     /// The enclave device. Default: /dev/nitro_enclaves.
     pub(crate) device: PathBuf,
     pub(crate) limits: Limits,
+    /// The shim gives up what it does not need: other files, programs,
+    /// processes. Default: true; false is for finding out why something fails.
+    pub(crate) sandbox: bool,
 }
 
 /// One listener.
@@ -66,6 +78,15 @@ pub(crate) struct Http {
     /// Where it listens. Default: 127.0.0.1:9090; kubelet's probes and
     /// attestation clients need 0.0.0.0:9090.
     pub(crate) listen: SocketAddr,
+}
+
+/// The socket of `describe` and `console`.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Admin {
+    /// A Unix socket, made with mode 0600. Default: /run/enclave-shim/admin.sock,
+    /// if it can be made there.
+    pub(crate) socket: Option<PathBuf>,
 }
 
 /// What happens after SIGTERM.
@@ -96,6 +117,34 @@ impl Drain {
 pub(crate) struct Boot {
     /// How long the enclave may take from its start until it is ready. Default: 60s.
     pub(crate) timeout: Timespan,
+}
+
+/// Who says that the enclave is ready.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Readiness {
+    /// The agent if the image has one, else the heartbeat.
+    #[default]
+    Auto,
+    /// Our agent.
+    Agent,
+    /// The byte that nitro-cli waits for, on port 9000 of the instance.
+    Heartbeat,
+}
+
+/// Registers that the image must measure to, 96 hexadecimal digits each. They
+/// are compared with what lies in the enclave's memory.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Expect {
+    /// The whole image. Default: any.
+    pub(crate) pcr0: Option<Pcr>,
+    /// Kernel, command line and agent. Default: any.
+    pub(crate) pcr1: Option<Pcr>,
+    /// The application. Default: any.
+    pub(crate) pcr2: Option<Pcr>,
+    /// The signing certificate. Default: any, or none.
+    pub(crate) pcr8: Option<Pcr>,
 }
 
 /// The log on stderr.
@@ -152,12 +201,17 @@ impl Default for Config {
             cid: None,
             ingress: Vec::new(),
             http: Http::default(),
+            admin: Admin::default(),
             drain: Drain::default(),
             boot: Boot::default(),
+            readiness: Readiness::Auto,
+            expect: Expect::default(),
+            require_signature: false,
             log: Log::default(),
             termination_log: None,
             device: PathBuf::from(nitro_device::DEVICE_PATH),
             limits: Limits::default(),
+            sandbox: true,
         }
     }
 }

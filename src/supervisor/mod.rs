@@ -15,6 +15,8 @@ mod phase;
 mod status;
 
 use std::future::{Future, pending};
+use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,13 +30,17 @@ use tokio_util::task::TaskTracker;
 pub(crate) use phase::{Circumstances, Ending, Event, Origin, Phase};
 pub(crate) use status::Status;
 
+use crate::admin::{self, Room};
 use crate::attestation::{self, Requests};
-use crate::boot::{self, Started};
+use crate::boot::{self, Heartbeat, Started};
 use crate::config::Config;
+use crate::confine::{self, Confinement};
 use crate::console::Console;
 use crate::control::{Control, Order};
 use crate::exit::Failure;
+use crate::foreign::Foreign;
 use crate::http::{self, Pages};
+use crate::identity::Identity;
 use crate::proxy::{self, Bound, Target, Traffic};
 use crate::session::Session;
 use crate::signals::Signals;
@@ -52,6 +58,15 @@ const TASKS_WITHIN: Duration = Duration::from_millis(500);
 /// memory cannot be interrupted.
 const LAUNCH_WITHIN: Duration = Duration::from_secs(10);
 
+/// What the process has made before it had threads, and what was asked of it.
+#[derive(Debug)]
+pub(crate) struct Wiring {
+    pub(crate) admin: Option<UnixListener>,
+    pub(crate) confinement: Confinement,
+    /// Print the enclave's identity on stdout once the workload is ready.
+    pub(crate) print_identity: bool,
+}
+
 /// What is left when all is over.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -65,8 +80,8 @@ pub(crate) struct Outcome {
 }
 
 /// The life of the enclave. Returns when nothing of it is left.
-pub(crate) async fn run(config: Arc<Config>, timeline: Arc<Timeline>) -> Outcome {
-    match Supervisor::prepare(Arc::clone(&config), timeline).await {
+pub(crate) async fn run(config: Arc<Config>, timeline: Arc<Timeline>, wiring: Wiring) -> Outcome {
+    match Supervisor::prepare(Arc::clone(&config), timeline, wiring).await {
         Ok(mut supervisor) => {
             supervisor.live().await;
             supervisor.end().await
@@ -99,6 +114,8 @@ struct Supervisor {
     cid: Option<Cid>,
     hung_up: bool,
     orders: watch::Sender<Order>,
+    identity: Arc<OnceLock<Identity>>,
+    print_identity: bool,
     console: Console,
     output: Tail,
     /// Cancelled when the workload has ended.
@@ -122,12 +139,18 @@ struct Waiting {
     signals: Option<mpsc::Receiver<u8>>,
     requests: Option<Requests>,
     log_metrics: Option<workload_log::Metrics>,
+    /// Of a foreign image, which has no agent.
+    heartbeat: Option<Heartbeat>,
     listeners: Vec<Bound>,
 }
 
 impl Supervisor {
     /// Takes signals and addresses, starts the HTTP server and the launch.
-    async fn prepare(config: Arc<Config>, timeline: Arc<Timeline>) -> Result<Supervisor, Failure> {
+    async fn prepare(
+        config: Arc<Config>,
+        timeline: Arc<Timeline>,
+        wiring: Wiring,
+    ) -> Result<Supervisor, Failure> {
         let signals = Signals::install()?;
         let listeners = proxy::bind(&config.ingress)?;
         let http = http::bind(config.http.listen).await?;
@@ -152,6 +175,18 @@ impl Supervisor {
             debug: config.debug,
         };
         tasks.spawn(http::serve(http, pages, stop.clone()));
+        let (console, identity) = (Console::default(), Arc::new(OnceLock::new()));
+        if let Some(listener) = wiring.admin {
+            let room = Room {
+                status: board.subscribe(),
+                identity: Arc::clone(&identity),
+                timeline: Arc::clone(&timeline),
+                console: console.clone(),
+                debug: config.debug,
+                confinement: wiring.confinement,
+            };
+            tasks.spawn(admin::serve(listener, room, stop.clone()));
+        }
         let plan = Arc::new(OnceLock::new());
         let launch = start_launch(&config, &timeline, &plan, &stop);
         Ok(Supervisor {
@@ -169,7 +204,9 @@ impl Supervisor {
             cid: None,
             hung_up: false,
             orders: watch::Sender::new(Order::Run),
-            console: Console::default(),
+            identity,
+            print_identity: wiring.print_identity,
+            console,
             output: Tail::default(),
             exited: CancellationToken::new(),
             output_over: CancellationToken::new(),
@@ -183,6 +220,7 @@ impl Supervisor {
                 signals: Some(forwarded),
                 requests: Some(requests),
                 log_metrics: Some(log_metrics),
+                heartbeat: None,
                 listeners,
             },
         })
@@ -215,13 +253,18 @@ impl Supervisor {
     /// Takes over what the launch has made.
     fn adopt(&mut self, launched: Result<Result<Started, Failure>, JoinError>) -> Event {
         let started = match launched {
-            Ok(Ok(started)) => started,
+            Ok(Ok(mut started)) => {
+                self.waiting.heartbeat = started.heartbeat.take();
+                started
+            }
             Ok(Err(failure)) => return Event::Failed(failure),
             Err(error) => return Event::Failed(Failure::bug(format!("the launch broke off: {error}"))),
         };
+        let (slot_uid, cpus, memory) = (started.enclave.slot_uid(), started.cpus, started.memory);
         match started.enclave.watch(started.cid) {
             Ok(enclave) => {
                 let cid = enclave.cid();
+                self.identity.get_or_init(|| Identity::new(&self.config.eif, slot_uid, cid, cpus, memory));
                 self.enclave = Some(enclave);
                 self.cid = Some(cid);
                 Event::Launched(cid)
@@ -266,7 +309,11 @@ impl Supervisor {
     /// What a phase does when it begins.
     fn enter(&mut self) -> Result<(), Failure> {
         match self.phase {
-            Phase::Booting => self.meet_agent()?,
+            Phase::Booting => {
+                self.meet_agent()?;
+                // The token was the last thing that may have needed a file.
+                confine::seal(&self.config);
+            }
             Phase::Serving => self.open_doors()?,
             Phase::Stopping => {
                 self.closing.cancel();
@@ -293,6 +340,19 @@ impl Supervisor {
     /// The enclave runs: claim it, serve attestation, read the console.
     fn meet_agent(&mut self) -> Result<(), Failure> {
         let Some(cid) = self.cid else { return Err(Failure::bug("an enclave without a cid")) };
+        if self.config.debug {
+            let (events, stop) = (self.waiting.events.clone(), self.stop.clone());
+            self.tasks.spawn(self.console.clone().follow(cid, events, stop));
+        }
+        if let Some(heartbeat) = self.waiting.heartbeat.take() {
+            let (events, stop) = (self.waiting.events.clone(), self.stop.clone());
+            let foreign = Foreign { cid, orders: self.orders.subscribe(), events, stop };
+            self.tasks.spawn(foreign.run(heartbeat));
+            // No agent, no documents: who asks is told so at once.
+            self.waiting.requests = None;
+            self.output_over.cancel();
+            return Ok(());
+        }
         let session = Session::new(cid).map_err(|error| Failure::bug(format!("no random token: {error}")))?;
         if let Some(signals) = self.waiting.signals.take() {
             let control = Control {
@@ -308,10 +368,6 @@ impl Supervisor {
             self.tasks.spawn(requests.serve(session.clone(), self.stop.clone()));
         }
         self.session = Some(session);
-        if self.config.debug {
-            let (events, stop) = (self.waiting.events.clone(), self.stop.clone());
-            self.tasks.spawn(self.console.clone().follow(cid, events, stop));
-        }
         Ok(())
     }
 
@@ -338,6 +394,10 @@ impl Supervisor {
             let target = Target { cid, port };
             let accepting = proxy::accept(listener, target, self.traffic.clone(), self.closing.clone());
             self.tasks.spawn(accepting);
+        }
+        if let (true, Some(identity)) = (self.print_identity, self.identity.get()) {
+            // A reader that has gone does not end the enclave.
+            let _ = writeln!(std::io::stdout(), "{}", identity.to_json());
         }
         Ok(())
     }

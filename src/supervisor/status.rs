@@ -22,6 +22,8 @@ pub(crate) struct Status {
     pub(crate) ready: bool,
     /// The workload runs, so the agent attests.
     pub(crate) attests: bool,
+    /// The enclave is on its way out.
+    pub(crate) leaving: bool,
 }
 
 impl From<&Phase> for Status {
@@ -30,6 +32,7 @@ impl From<&Phase> for Status {
             phase: phase.name(),
             ready: matches!(phase, Phase::Serving),
             attests: matches!(phase, Phase::Serving | Phase::Draining | Phase::Stopping),
+            leaving: !matches!(phase, Phase::Launching | Phase::Booting | Phase::Serving),
         }
     }
 }

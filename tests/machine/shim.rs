@@ -110,6 +110,29 @@ impl Shim {
         self.started.elapsed()
     }
 
+    /// The socket of `describe` and `console`.
+    pub fn admin(&mut self) -> PathBuf {
+        let mut found = None;
+        self.until(Duration::from_secs(10), "the admin socket is logged", |shim| {
+            found = shim.lines().iter().find_map(|line| {
+                let line: Value = serde_json::from_str(line).ok()?;
+                let bound = line["fields"]["message"] == "admin socket bound";
+                bound.then(|| line["fields"]["socket"].as_str().map(PathBuf::from)).flatten()
+            });
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// What `enclave-shim describe` prints: the enclave, if it runs.
+    pub fn describe(&mut self) -> Value {
+        let socket = self.admin();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_enclave-shim"));
+        let output = command.arg("describe").arg("--socket").arg(socket).output().unwrap();
+        assert!(output.status.success(), "describe: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     pub fn get(&mut self, path: &str) -> Answer {
         let address = self.ingress(8080);
         client::get(address, path).unwrap()
@@ -202,8 +225,10 @@ pub fn config_file(node: &Node, extra: &str) -> PathBuf {
 http: {{listen: 127.0.0.1:0}}
 log: {{format: json, level: debug}}
 termination_log: {}
+admin: {{socket: {}}}
 {extra}",
-        node.scratch().join("termination-log").display()
+        node.scratch().join("termination-log").display(),
+        node.scratch().join(format!("admin-{number}.sock")).display()
     );
     std::fs::write(&path, text).unwrap();
     path
