@@ -119,6 +119,29 @@ fn kubelet_may_restart_any_number_of_times() {
 }
 
 #[test]
+fn a_kubelet_that_leaves_our_sockets_is_noticed_by_its_own() {
+    for stack in Stack::available() {
+        let (node, kubelet, _plugin) = acquainted(stack);
+        drop(kubelet);
+        let manners = Manners { empties: false, ..Manners::default() };
+        let begin = Instant::now();
+        Kubelet::start_with(stack, &node, &manners).knows_both();
+        // Sooner than by hearing nothing for 10 s.
+        assert!(begin.elapsed() < Duration::from_secs(8), "noticed after {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn a_socket_that_somebody_removes_is_made_again() {
+    for stack in Stack::available() {
+        let (node, kubelet, _plugin) = acquainted(stack);
+        fs::remove_file(node.plugins().join("nitro_enclaves_cpus.sock")).unwrap();
+        assert_eq!(kubelet.event("ended", |event| event["resource"] == CPUS)["code"], "OK");
+        kubelet.devices(CPUS, |devices| all(devices, "Healthy"));
+    }
+}
+
+#[test]
 fn kubelet_may_start_after_the_plugin() {
     for stack in Stack::available() {
         let node = Node::new();

@@ -1,6 +1,6 @@
 """A stand-in for kubelet on gRPC's C core, told what to do line by line.
 
-usage: kubelet.py DIRECTORY GENERATED AUTHORITY REFUSALS
+usage: kubelet.py DIRECTORY GENERATED AUTHORITY REFUSALS EMPTIES
 Follows kubelet's pkg/kubelet/cm/devicemanager/plugin/v1beta1: empties the
 directory, listens, dials back within Register. Every event is a line of JSON
 on stdout; kubelet.go speaks the same language.
@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent import futures
 
-DIRECTORY, GENERATED, AUTHORITY, REFUSALS = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+DIRECTORY, GENERATED, AUTHORITY, REFUSALS, EMPTIES = sys.argv[1:6]
 sys.path.insert(0, GENERATED)
 import grpc  # noqa: E402
 import v1beta1_pb2 as api  # noqa: E402
@@ -50,7 +50,7 @@ def watch(resource, stub):
 
 class Registration(services.RegistrationServicer):
     def __init__(self):
-        self.refusals = REFUSALS
+        self.refusals = int(REFUSALS)
 
     def Register(self, request, context):
         if self.refusals > 0:
@@ -123,7 +123,8 @@ def obey(words):
 
 def main():
     for name in os.listdir(DIRECTORY):
-        os.unlink(os.path.join(DIRECTORY, name))
+        if EMPTIES == "true" or name == "kubelet.sock":
+            os.unlink(os.path.join(DIRECTORY, name))
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     services.add_RegistrationServicer_to_server(Registration(), server)
     server.add_insecure_port("unix:" + os.path.join(DIRECTORY, "kubelet.sock"))

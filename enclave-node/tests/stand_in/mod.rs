@@ -222,11 +222,13 @@ pub struct Manners {
     pub authority: &'static str,
     /// Registrations that it refuses at first.
     pub refusals: u32,
+    /// Whether it removes every socket when it starts, or only its own.
+    pub empties: bool,
 }
 
 impl Default for Manners {
     fn default() -> Manners {
-        Manners { authority: "localhost", refusals: 0 }
+        Manners { authority: "localhost", refusals: 0, empties: true }
     }
 }
 
@@ -249,7 +251,8 @@ impl Kubelet {
         if stack == Stack::Python {
             command.arg(target("kubelet-python/api"));
         }
-        command.args([manners.authority, &manners.refusals.to_string()]);
+        let (refusals, empties) = (manners.refusals.to_string(), manners.empties.to_string());
+        command.args([manners.authority, &refusals, &empties]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (orders, events) = (child.stdin.take().unwrap(), lines(child.stdout.take().unwrap()));
         let kubelet = Kubelet { child, orders, events };

@@ -1,7 +1,7 @@
 // A stand-in for kubelet on grpc-go, the stack that kubelet itself uses, told
 // what to do line by line.
 //
-// usage: kubelet DIRECTORY AUTHORITY REFUSALS
+// usage: kubelet DIRECTORY AUTHORITY REFUSALS EMPTIES
 // Follows kubelet's pkg/kubelet/cm/devicemanager/plugin/v1beta1: empties the
 // directory, listens, dials back (blocking, 10 s) within Register. Every event
 // is a line of JSON on stdout; kubelet.py speaks the same language.
@@ -217,7 +217,9 @@ func main() {
 	refusals, _ = strconv.Atoi(os.Args[3])
 	entries, err := os.ReadDir(directory)
 	for _, entry := range entries {
-		os.Remove(filepath.Join(directory, entry.Name()))
+		if os.Args[4] == "true" || entry.Name() == "kubelet.sock" {
+			os.Remove(filepath.Join(directory, entry.Name()))
+		}
 	}
 	listener, listenErr := net.Listen("unix", filepath.Join(directory, "kubelet.sock"))
 	if err != nil || listenErr != nil {
