@@ -10,6 +10,7 @@ mod endpoint;
 mod engines;
 mod meter;
 mod peer;
+mod report;
 mod run;
 mod soak;
 
@@ -54,6 +55,8 @@ enum Task {
     },
     /// Compare contenders and write the figures as JSON
     Run(run::Plan),
+    /// Write figures as tables and as a picture
+    Report(report::Plan),
     /// Check every byte of many streams whose ends misbehave
     Soak(soak::Plan),
 }
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         }
         Task::Serve { listen } => peer::serve_all(&listen).map_err(anyhow::Error::from),
         Task::Run(plan) => run::run(&plan),
+        Task::Report(plan) => report::run(&plan),
         Task::Soak(plan) => soak::run(&plan),
     };
     match outcome {

@@ -1,6 +1,8 @@
 //! The relay on real sockets: a TCP connection, and a stream socket pair in
 //! the vsock's place (this host may have none).
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure here is the test's
+
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::time::Duration;

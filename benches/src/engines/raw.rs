@@ -7,7 +7,7 @@ use std::thread;
 
 use socket2::Socket;
 
-use crate::endpoint::{Endpoint, prepare};
+use crate::endpoint::Endpoint;
 
 const BUFFER: usize = 64 * 1024;
 
@@ -20,7 +20,9 @@ pub(crate) fn run(listener: &Socket, listen: Endpoint, to: Endpoint, vsock_max: 
     println!("ready");
     loop {
         let (near, _) = listener.accept()?;
-        prepare(&near, listen)?;
+        if matches!(listen, Endpoint::Tcp(_)) {
+            near.set_tcp_nodelay(true)?;
+        }
         thread::Builder::new().spawn(move || {
             // Broken connections are dropped; the peers see that.
             let _ = both(near, to, near_max, far_max);
@@ -30,7 +32,7 @@ pub(crate) fn run(listener: &Socket, listen: Endpoint, to: Endpoint, vsock_max: 
 
 fn both(near: Socket, to: Endpoint, near_max: usize, far_max: usize) -> io::Result<()> {
     let near = Arc::new(near);
-    let far = Arc::new(to.dial()?);
+    let far = Arc::new(to.dial_plainly()?);
     let (reader, writer) = (Arc::clone(&far), Arc::clone(&near));
     let back = thread::Builder::new().spawn(move || one_way(&reader, &writer, near_max))?;
     let forth = one_way(&near, &far, far_max);
