@@ -12,18 +12,31 @@ use nix::unistd::Pid;
 
 const EVENT: &str = "raw_syscalls:sys_enter";
 
-/// CPU time of a process, its past threads, and its ended children.
+/// CPU time of a process and of its children, ended threads and children included.
 pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let own: Duration = clock_gettime(clock_getcpuclockid(Pid::from_raw(pid as i32))?)?.into();
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name may hold blanks; the fields after it are counted from its end.
     let fields: Vec<&str> = stat.rsplit_once(')').context("stat")?.1.split_whitespace().collect();
-    let children: u64 = fields[13].parse::<u64>()? + fields[14].parse::<u64>()?;
-    Ok(own + Duration::from_millis(children * 10))
+    let ended: u64 = fields[13].parse::<u64>()? + fields[14].parse::<u64>()?;
+    let live = children(pid)?.into_iter().filter_map(|child| cpu(child).ok()).sum::<Duration>();
+    Ok(own + live + Duration::from_millis(ended * 10))
+}
+
+/// Private memory of a process and of its children, in bytes.
+pub(crate) fn memory(pid: u32) -> anyhow::Result<u64> {
+    // A child that has just ended counts nothing.
+    let live = children(pid)?.into_iter().map(|child| memory(child).unwrap_or(0)).sum::<u64>();
+    Ok(own_memory(pid)? + live)
+}
+
+fn children(pid: u32) -> anyhow::Result<Vec<u32>> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    Ok(children.split_whitespace().filter_map(|child| child.parse().ok()).collect())
 }
 
 /// Resident bytes of a process that it shares with no other.
-pub(crate) fn memory(pid: u32) -> anyhow::Result<u64> {
+fn own_memory(pid: u32) -> anyhow::Result<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let private = rollup.lines().filter(|line| line.starts_with("Private_"));
     private

@@ -219,10 +219,10 @@ fn measure(
             let count = count.min(most);
             let pid = running.pid().context("nobody carries")?;
             peer::connections(running.endpoint, 1, 50)?;
-            let before = family(pid)?;
+            let before = meter::memory(pid)?;
             let mut sockets = peer::idle(running.endpoint, count)?;
             note("connections", count as f64);
-            note("bytes_each", family(pid)?.saturating_sub(before) as f64 / count as f64);
+            note("bytes_each", meter::memory(pid)?.saturating_sub(before) as f64 / count as f64);
             for socket in &mut sockets {
                 peer::echoes(socket)?;
             }
@@ -240,14 +240,6 @@ fn timed(
     let before = cpu()?;
     let taken = work()?;
     Ok((taken, cpu()?.saturating_sub(before)))
-}
-
-/// Memory of a process and of those that it forked.
-fn family(pid: u32) -> anyhow::Result<u64> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
-    // A child that has just ended counts nothing.
-    Ok(meter::memory(pid)? + children.map(|child| meter::memory(child).unwrap_or(0)).sum::<u64>())
 }
 
 /// A connection is two descriptors of the contender; some more are its own.
