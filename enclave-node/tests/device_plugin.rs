@@ -204,6 +204,31 @@ fn a_killed_plugin_is_replaced_by_the_next_one() {
 }
 
 #[test]
+fn of_two_plugins_the_newer_serves_and_the_older_takes_over_at_its_end() {
+    for stack in Stack::available() {
+        for end in [Signal::SIGTERM, Signal::SIGKILL] {
+            let (node, mut kubelet, older) = acquainted(stack);
+            let mut newer = Plugin::start(&node);
+            for _ in [ENCLAVES, CPUS] {
+                older.logged("another plugin has taken the socket");
+            }
+            kubelet.knows_both();
+            let address = newer.logged("http bound address=");
+            kubelet.order(&format!("many {CPUS} 200 2,3"), "done").unwrap();
+            let counted = "enclave_node_allocations_total{resource=\"Cpus\",outcome=\"Ok\"} 200";
+            assert!(get(&address, "/metrics").1.contains(counted), "the newer one answers");
+            newer.signal(end);
+            newer.wait();
+            if end == Signal::SIGKILL {
+                // Nothing tells of this death; the next change in the directory does, or half a minute.
+                node.write("plugins/unrelated", "");
+            }
+            kubelet.knows_both();
+        }
+    }
+}
+
+#[test]
 fn the_devices_follow_what_happens_on_the_node() {
     for stack in Stack::available() {
         let (node, kubelet, _plugin) = acquainted(stack);

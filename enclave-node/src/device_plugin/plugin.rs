@@ -7,17 +7,20 @@
 //!                ▲ │ refused: wait longer each time, or for kubelet's start │
 //!                └─┘                                                        │
 //! stop in any state: streams end, calls finish, the socket is removed ◀─────┘
+//!
+//! Serving, Registered ──another plugin took the socket──▶ Displaced ──it is gone──▶ Binding
 //! ```
 //! It serves before it registers, because kubelet dials back within `Register`.
 //! Kubelet empties the directory when it starts and then makes its own socket:
 //! whatever happened before that moment, everything begins anew after it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,6 +58,8 @@ pub(crate) struct Plugin {
 enum Ended {
     Stopped,
     Outdated,
+    /// A newer plugin serves in our place, as during a rolling update: it wins.
+    Displaced,
 }
 
 impl Plugin {
@@ -78,9 +83,23 @@ impl Plugin {
                     }
                 }
             };
-            if ended == Ended::Stopped {
-                return;
+            match ended {
+                Ended::Stopped => return,
+                Ended::Outdated => {}
+                Ended::Displaced => tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.rival_ends(&path) => {}
+                },
             }
+        }
+    }
+
+    /// Waits until nobody serves on the socket at `path`.
+    async fn rival_ends(&mut self, path: &Path) {
+        tracing::warn!(resource = %self.resource, "another plugin has taken the socket, waiting for its end");
+        while UnixStream::connect(path).await.is_ok() {
+            // A rival that is killed leaves its socket, and no event.
+            let _ = timeout(LAST_RETRY, self.directory.changed()).await;
         }
     }
 
@@ -101,8 +120,11 @@ impl Plugin {
         let outdated = async {
             loop {
                 let seen = *directory.borrow_and_update();
-                if seen.kubelet_starts != starts || Identity::of(&path) != Some(identity) {
-                    return Ended::Outdated;
+                match Identity::of(&path) {
+                    _ if seen.kubelet_starts != starts => return Ended::Outdated,
+                    None => return Ended::Outdated,
+                    Some(found) if found != identity => return Ended::Displaced,
+                    Some(_) => {}
                 }
                 if directory.changed().await.is_err() {
                     std::future::pending::<()>().await;

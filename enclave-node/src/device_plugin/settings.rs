@@ -15,8 +15,8 @@ use super::offer::Kind;
 const MOST_ENCLAVES: u32 = 4;
 const MAX_ENCLAVES: &str = "MAX_ENCLAVES_PER_NODE";
 const CPU_ADVERTISEMENT: &str = "ENCLAVE_CPU_ADVERTISEMENT";
-/// `sun_path` with its final zero.
-const LONGEST_SOCKET_PATH: usize = 107;
+/// `sun_path` without its final zero, less a passing name that is a little longer.
+const LONGEST_SOCKET_PATH: usize = 107 - 4;
 
 /// Offers a node's enclaves, and on request its enclave CPUs, to kubelet.
 #[derive(Debug, Clone, clap::Args)]

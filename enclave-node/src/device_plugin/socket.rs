@@ -8,14 +8,14 @@
 //! hyper carries the connections instead of tonic's own server: every task is
 //! known here, so that a restart leaves nothing of the last server behind.
 
+use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
-use std::{fs, os::unix::fs::FileTypeExt};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
@@ -79,11 +79,17 @@ impl Identity {
 
 impl Socket {
     /// Listens on `path`, in the place of what an earlier plugin left there.
+    /// The name is never without a socket, so that an earlier plugin that still
+    /// runs sees that it was replaced, not that its socket was lost.
     pub(crate) fn bind(path: &Path) -> Result<Socket, SocketError> {
         let fault = |source| SocketError { path: path.to_owned(), source };
-        remove_socket(path).map_err(fault)?;
-        let listener = UnixListener::bind(path).map_err(fault)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(fault)?;
+        if fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+            return Err(fault(io::Error::other("what is there is no socket")));
+        }
+        let nameless = path.with_file_name(passing_name());
+        let listener = UnixListener::bind(&nameless).map_err(fault)?;
+        fs::set_permissions(&nameless, fs::Permissions::from_mode(0o600)).map_err(fault)?;
+        fs::rename(&nameless, path).map_err(fault)?;
         let identity = Identity::of(path).ok_or_else(|| fault(io::ErrorKind::NotFound.into()))?;
         Ok(Socket { listener, path: path.to_owned(), identity })
     }
@@ -132,13 +138,10 @@ impl Socket {
     }
 }
 
-fn remove_socket(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(file) if file.file_type().is_socket() => fs::remove_file(path),
-        Ok(_) => Err(io::Error::other("what is there is no socket")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
+/// A name that no other plugin uses at the same moment; pods share process ids.
+fn passing_name() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!(".{:x}", now.subsec_nanos())
 }
 
 /// One connection, from its preface to its end.
