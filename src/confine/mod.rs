@@ -31,8 +31,9 @@ use crate::config::Config;
 /// ports below 1024, more open files than the hard limit.
 const KEPT: [Capability; 3] =
     [Capability::CAP_DAC_OVERRIDE, Capability::CAP_NET_BIND_SERVICE, Capability::CAP_SYS_RESOURCE];
-/// Read by the launch: the machine, and how names are resolved.
-const READ: [&str; 4] = ["/sys", "/proc", "/etc/resolv.conf", "/etc/hosts"];
+/// Read by the launch: the machine, how names are resolved, and the random
+/// token where a static libc has no getrandom(2) to be found at run time.
+const READ: [&str; 6] = ["/sys", "/proc", "/etc/resolv.conf", "/etc/hosts", "/dev/random", "/dev/urandom"];
 
 /// How far the limits hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

@@ -55,7 +55,8 @@ async fn through(client: TcpStream, target: Target, traffic: &Traffic) -> Outcom
             return dial_outcome(&error);
         }
     };
-    match relay::relay(client, enclave, &traffic.metrics.bytes).await {
+    let options = relay::Options { far_end_relays: target.has_agent, ..relay::Options::default() };
+    match relay::relay_with(client, enclave, &traffic.metrics.bytes, options).await {
         Ok(Moved { to_vsock, from_vsock }) => {
             tracing::debug!(to_vsock, from_vsock, "completed");
             Outcome::Completed

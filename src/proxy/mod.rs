@@ -52,6 +52,8 @@ pub(crate) struct Target {
     pub(crate) cid: Cid,
     /// The workload's port.
     pub(crate) port: u16,
+    /// Our agent answers there, which relays as the shim does.
+    pub(crate) has_agent: bool,
 }
 
 impl Traffic {

@@ -391,7 +391,7 @@ impl Supervisor {
         let Some(cid) = self.cid else { return Err(Failure::bug("an enclave without a cid")) };
         for bound in self.waiting.listeners.drain(..) {
             let (listener, port) = bound.listen()?;
-            let target = Target { cid, port };
+            let target = Target { cid, port, has_agent: self.session.is_some() };
             let accepting = proxy::accept(listener, target, self.traffic.clone(), self.closing.clone());
             self.tasks.spawn(accepting);
         }
