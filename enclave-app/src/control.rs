@@ -57,7 +57,7 @@ impl Control {
         frames: &mut Frames<S>,
     ) -> Result<(), FramesError> {
         let mut status = self.status.clone();
-        let mut told = Told::at_greeting(&status.borrow());
+        let mut told = Told::default();
         loop {
             let news = told.news(&status.borrow_and_update());
             for message in &news {
@@ -90,6 +90,7 @@ fn event(order: ToAgent) -> Option<Event> {
 }
 
 /// What this connection has said.
+#[derive(Debug, Default)]
 struct Told {
     phases: usize,
     failure: bool,
@@ -97,11 +98,6 @@ struct Told {
 }
 
 impl Told {
-    /// Phases before the current one are history.
-    fn at_greeting(status: &Status) -> Told {
-        Told { phases: status.reached.len().saturating_sub(1), failure: false, exit: false }
-    }
-
     fn news(&mut self, status: &Status) -> Vec<ToShim> {
         let mut news = Vec::new();
         for &(phase, after_ms) in status.reached.iter().skip(self.phases) {
@@ -188,6 +184,7 @@ mod tests {
         });
         for _ in 0..2 {
             let (mut shim, _, _task) = agent.dial(1).await;
+            assert_eq!(next(&mut shim).await, ToShim::Reached { phase: Phase::AgentUp, after_ms: 3 });
             assert_eq!(next(&mut shim).await, ToShim::Reached { phase: Phase::WorkloadStarted, after_ms: 5 });
             assert_eq!(next(&mut shim).await, ToShim::Exited(ExitStatus::Code(7)));
         }

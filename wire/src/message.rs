@@ -137,7 +137,7 @@ pub enum ToAgent {
     Goodbye,
 }
 
-/// Agent to shim, on the control connection. The current phase is sent right
+/// Agent to shim, on the control connection. Every phase so far is sent right
 /// after the greeting; whatever was said before a reconnect and still matters
 /// (an exit, a failure) is said again.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
