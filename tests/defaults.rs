@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use machine::shim::with_room;
 use machine::{Image, Node, Shim};
 use nix::sys::signal::Signal;
 
@@ -34,7 +35,7 @@ fn without_flags_the_pod_images_own_files_are_read() {
     let image = Image::hello(&node);
     let config = "memory_mib: 64\ningress: [{listen: 127.0.0.1:0, port: 8080}]\n\
                   http: {listen: 127.0.0.1:0}\nlog: {format: json}\ndrain: {accept: 0s}\n";
-    let mut shim = Shim::run(pod(&node, &image, config));
+    let mut shim = Shim::run(pod(&node, &image, &with_room(config)));
     shim.ready();
     assert_eq!(shim.get("/").status, 200);
     shim.signal(Signal::SIGTERM);

@@ -9,6 +9,14 @@ use nix::sys::signal::Signal;
 
 const CONFIG: &str = "memory_mib: 64\ndrain: {accept: 500ms, grace: 10s}\n";
 
+/// The slow request is relayed, and a later one was answered, so that the workload has it too.
+fn until_the_workload_has_it(shim: &mut Shim) {
+    let open = |shim: &mut Shim| shim.metric("enclave_shim_ingress_connections_open");
+    within(Duration::from_secs(5), "the slow request is relayed", || open(shim) == Some(1.0));
+    assert_eq!(shim.get("/").status, 200);
+    within(Duration::from_secs(5), "only the slow request is open", || open(shim) == Some(1.0));
+}
+
 #[test]
 fn sigterm_is_unready_at_once_and_the_request_in_flight_finishes() {
     let node = Node::new();
@@ -16,9 +24,7 @@ fn sigterm_is_unready_at_once_and_the_request_in_flight_finishes() {
     shim.ready();
     let (http, ingress) = (shim.http(), shim.ingress(8080));
     let request = std::thread::spawn(move || client::get(ingress, "/slow/1500"));
-    within(Duration::from_secs(5), "the slow request is in the enclave", || {
-        shim.metric("enclave_shim_ingress_connections_open") == Some(1.0)
-    });
+    until_the_workload_has_it(&mut shim);
 
     let sent = Instant::now();
     shim.signal(Signal::SIGTERM);
@@ -42,9 +48,7 @@ fn after_the_accept_window_new_connections_are_refused() {
     shim.ready();
     let ingress = shim.ingress(8080);
     let request = std::thread::spawn(move || client::get(ingress, "/slow/2500"));
-    within(Duration::from_secs(5), "the slow request is in the enclave", || {
-        shim.metric("enclave_shim_ingress_connections_open") == Some(1.0)
-    });
+    until_the_workload_has_it(&mut shim);
     shim.signal(Signal::SIGTERM);
     shim.until(Duration::from_secs(2), "connections are refused", |_| client::connect(ingress).is_err());
     assert_eq!(request.join().unwrap().unwrap().status, 200);
@@ -59,9 +63,7 @@ fn a_workload_that_outlives_its_grace_is_killed_and_that_is_137() {
     shim.ready();
     let ingress = shim.ingress(8080);
     let request = std::thread::spawn(move || client::get(ingress, "/slow/20000"));
-    within(Duration::from_secs(5), "the slow request is in the enclave", || {
-        shim.metric("enclave_shim_ingress_connections_open") == Some(1.0)
-    });
+    until_the_workload_has_it(&mut shim);
     let sent = Instant::now();
     shim.signal(Signal::SIGTERM);
     assert_eq!(shim.exit_code(Duration::from_secs(10)), 137, "{}", shim.log());
@@ -77,9 +79,7 @@ fn a_second_sigterm_hurries() {
     shim.ready();
     let ingress = shim.ingress(8080);
     let request = std::thread::spawn(move || client::get(ingress, "/slow/50000"));
-    within(Duration::from_secs(5), "the slow request is in the enclave", || {
-        shim.metric("enclave_shim_ingress_connections_open") == Some(1.0)
-    });
+    until_the_workload_has_it(&mut shim);
     shim.signal(Signal::SIGTERM);
     let http = shim.http();
     shim.until(Duration::from_secs(2), "draining", |_| {

@@ -1,5 +1,6 @@
 //! Images built by the real `enclavectl build`.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,8 +49,25 @@ impl Image {
         Image::from_rootfs(node, HELLO, &rootfs)
     }
 
+    /// examples/hello with a first process that panics the kernel when called, and
+    /// whose kernel then does not wait.
+    pub fn crashing(node: &Node) -> Image {
+        let rootfs = node.scratch().join("rootfs");
+        let copied = Command::new("cp").arg("-a").arg(hello_rootfs()).arg(&rootfs).status().unwrap();
+        assert!(copied.success());
+        std::fs::copy(program_path("enclave-app"), rootfs.join("enclave-app")).unwrap();
+        let init = program_path("examples/crashing_init");
+        let cmdline = "console=ttyS0 quiet reboot=k panic=1 pci=off nomodules";
+        let options = [OsStr::new("--agent"), init.as_os_str(), OsStr::new("--cmdline"), OsStr::new(cmdline)];
+        Image::build(node, HELLO, &rootfs, &options)
+    }
+
     /// Any root filesystem.
     pub fn from_rootfs(node: &Node, manifest: &str, rootfs: &Path) -> Image {
+        Image::build(node, manifest, rootfs, &[])
+    }
+
+    fn build(node: &Node, manifest: &str, rootfs: &Path, options: &[&OsStr]) -> Image {
         let name = format!("{:x}", fnv1a(manifest));
         let (app, path) =
             (node.scratch().join(format!("{name}.yaml")), node.scratch().join(format!("{name}.eif")));
@@ -64,6 +82,7 @@ impl Image {
             .arg(&app)
             .arg("-o")
             .arg(&path)
+            .args(options)
             .output()
             .unwrap();
         assert!(output.status.success(), "enclavectl build: {}", String::from_utf8_lossy(&output.stderr));
@@ -80,11 +99,13 @@ fn hello_rootfs() -> PathBuf {
 
 /// What ENCLAVE_KERNEL names, else Debian's, which only measures: to boot, a
 /// kernel needs its drivers built in, as that of eif/kernel has.
-fn kernel() -> PathBuf {
+pub fn kernel() -> PathBuf {
     let named = std::env::var_os("ENCLAVE_KERNEL").map(PathBuf::from);
-    assert!(named.is_some() || !boots_kernels(), "ENCLAVE_KERNEL must name the output of eif/kernel/build.sh");
-    let kernel =
-        named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernel/bzImage"));
+    assert!(
+        named.is_some() || !boots_kernels(),
+        "ENCLAVE_KERNEL must name the output of eif/kernel/build.sh"
+    );
+    let kernel = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernel/bzImage"));
     assert!(kernel.exists(), "{} is missing: run `make programs` first", kernel.display());
     kernel
 }

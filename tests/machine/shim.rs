@@ -207,16 +207,21 @@ impl Drop for Shim {
     }
 }
 
+/// A configuration whose memory suits the engine: a kernel and its unpacked
+/// ramdisks take room of their own.
+pub fn with_room(config: &str) -> String {
+    match super::boots_kernels() {
+        true => config.replace("memory_mib: 64\n", "memory_mib: 128\n"),
+        false => config.to_owned(),
+    }
+}
+
 /// A shim.yaml with listeners on ports of the kernel's choice and JSON logs.
 pub fn config_file(node: &Node, extra: &str) -> PathBuf {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = node.scratch().join(format!("shim-{number}.yaml"));
-    // A kernel and its unpacked ramdisks take room of their own.
-    let extra = match super::boots_kernels() {
-        true => extra.replace("memory_mib: 64\n", "memory_mib: 128\n"),
-        false => extra.to_owned(),
-    };
+    let extra = with_room(extra);
     let text = format!(
         "ingress:
   - {{listen: 127.0.0.1:0, port: 8080}}
