@@ -86,7 +86,8 @@ impl Drop for Ingress {
 /// shim counts both; the console is for what concerns the enclave as a whole.
 async fn carry(vsock: VsockStream, port: u16, counters: &Counters) {
     if let Ok(workload) = connect(port).await {
-        let _ = relay::relay(workload, vsock, counters).await;
+        let options = relay::Options { far_end_relays: true, ..relay::Options::default() };
+        let _ = relay::relay_with(workload, vsock, counters, options).await;
     }
 }
 
