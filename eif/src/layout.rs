@@ -108,7 +108,7 @@ impl SectionKind {
     }
 
     /// Whether a section of kind `self` may follow `previous`. The whole order:
-    /// kernel, cmdline, [metadata], ramdisk, [ramdisk...], [signature].
+    /// kernel, cmdline, metadata if there is one, ramdisk, more ramdisks, signature if there is one.
     pub(crate) fn may_follow(self, previous: Option<SectionKind>) -> bool {
         use SectionKind::*;
         match previous {

@@ -72,6 +72,9 @@ struct SourceArgs {
     /// Entries that an image's layers may have together
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().entries)]
     max_entries: u64,
+    /// Window of zstd in bytes that a layer may ask for
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().window)]
+    max_window: u64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,15 +83,20 @@ struct WhichSource {
     /// Directory that becomes the workload's root filesystem
     #[arg(long, value_name = "DIR")]
     rootfs: Option<PathBuf>,
-    /// Container image or root filesystem: oci:DIR[:TAG], oci-archive:FILE[:TAG],
-    /// docker-archive:FILE[:TAG], rootfs:DIR or tar:FILE; @DIGEST in place of :TAG
+    /// Container image or root filesystem: `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`,
+    /// `docker-archive:FILE[:TAG]`, `rootfs:DIR` or `tar:FILE`; `@DIGEST` in place of `:TAG`
     #[arg(long, value_name = "SOURCE")]
     image: Option<Source>,
 }
 
 impl SourceArgs {
     fn open(&self, architecture: Architecture, scratch: &Path) -> Result<Opened, Failure> {
-        let limits = Limits { total: self.max_bytes, entries: self.max_entries, ..Limits::default() };
+        let limits = Limits {
+            total: self.max_bytes,
+            entries: self.max_entries,
+            window: self.max_window,
+            ..Limits::default()
+        };
         match &self.which {
             WhichSource { image: Some(source), .. } => source.open(architecture, limits, scratch),
             // The parser has seen to it that there is one of them.
@@ -174,7 +182,7 @@ fn write(
     Ok(measurements)
 }
 
-/// Why [`write`] failed.
+/// Why [`write()`] failed.
 #[derive(Debug, thiserror::Error)]
 enum BuildError {
     #[error(transparent)]

@@ -6,7 +6,7 @@
 //! packets for the guest ◀─ next_control, send ◀─ answer, dial, took, end ◀─ sockets
 //! ```
 //!
-//! The switch never copies towards the guest and holds at most [`ROOM`] bytes a
+//! The switch never copies towards the guest and holds at most [`ROOM`](connection::ROOM) bytes a
 //! connection the other way. CIDs 0, 2 and 3 are the parent, and answers come
 //! from the one that was dialled. Sources: virtio 1.2, section 5.10;
 //! net/vmw_vsock/virtio_transport_common.c.
