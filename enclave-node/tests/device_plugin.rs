@@ -215,7 +215,7 @@ fn of_two_plugins_the_newer_serves_and_the_older_takes_over_at_its_end() {
             kubelet.knows_both();
             let address = newer.logged("http bound address=");
             kubelet.order(&format!("many {CPUS} 200 2,3"), "done").unwrap();
-            let counted = "enclave_node_allocations_total{resource=\"Cpus\",outcome=\"Ok\"} 200";
+            let counted = "enclave_node_allocations_total{resource=\"cpus\",outcome=\"ok\"} 200";
             assert!(get(&address, "/metrics").1.contains(counted), "the newer one answers");
             newer.signal(end);
             newer.wait();
@@ -284,7 +284,7 @@ fn a_thousand_containers_are_served_and_counted() {
         let (status, metrics) = get(&address, "/metrics");
         assert_eq!(status, 200);
         assert!(
-            metrics.contains("enclave_node_allocations_total{resource=\"Cpus\",outcome=\"Ok\"} 1000"),
+            metrics.contains("enclave_node_allocations_total{resource=\"cpus\",outcome=\"ok\"} 1000"),
             "{metrics}"
         );
         assert!(most < 15 << 10, "AWS's DaemonSet grants 15 MiB, this took {most} KiB");

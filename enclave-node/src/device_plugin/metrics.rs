@@ -1,6 +1,6 @@
 //! What the plugin counts.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,7 +20,7 @@ pub(crate) struct Metrics {
 }
 
 /// How a call ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// As asked.
     Ok,
@@ -30,39 +30,35 @@ pub(crate) enum Outcome {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DeviceLabels {
-    resource: Resource,
-    healthy: Health,
+    resource: &'static str,
+    health: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
-    resource: Resource,
-    outcome: Outcome,
+    resource: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResourceLabels {
-    resource: Resource,
+    resource: &'static str,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Resource {
-    Enclaves,
-    Cpus,
+impl OutcomeLabels {
+    fn new(kind: Kind, outcome: Outcome) -> OutcomeLabels {
+        let outcome = match outcome {
+            Outcome::Ok => "ok",
+            Outcome::Failed => "failed",
+        };
+        OutcomeLabels { resource: resource(kind), outcome }
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Health {
-    Yes,
-    No,
-}
-
-impl From<Kind> for Resource {
-    fn from(kind: Kind) -> Resource {
-        match kind {
-            Kind::Enclaves => Resource::Enclaves,
-            Kind::Cpus => Resource::Cpus,
-        }
+fn resource(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Enclaves => "enclaves",
+        Kind::Cpus => "cpus",
     }
 }
 
@@ -81,23 +77,23 @@ impl Metrics {
 
     pub(crate) fn offered(&self, kind: Kind, offer: &Offer) {
         let count = i64::try_from(offer.devices.len()).unwrap_or(i64::MAX);
-        let (yes, no) = if offer.trouble.is_none() { (count, 0) } else { (0, count) };
-        for (healthy, count) in [(Health::Yes, yes), (Health::No, no)] {
-            self.devices.get_or_create(&DeviceLabels { resource: kind.into(), healthy }).set(count);
+        let (healthy, unhealthy) = if offer.trouble.is_none() { (count, 0) } else { (0, count) };
+        for (health, count) in [("healthy", healthy), ("unhealthy", unhealthy)] {
+            self.devices.get_or_create(&DeviceLabels { resource: resource(kind), health }).set(count);
         }
     }
 
     pub(crate) fn allocated(&self, kind: Kind, outcome: Outcome) {
-        self.allocations.get_or_create(&OutcomeLabels { resource: kind.into(), outcome }).inc();
+        self.allocations.get_or_create(&OutcomeLabels::new(kind, outcome)).inc();
     }
 
     pub(crate) fn registered(&self, kind: Kind, outcome: Outcome) {
-        self.registrations.get_or_create(&OutcomeLabels { resource: kind.into(), outcome }).inc();
+        self.registrations.get_or_create(&OutcomeLabels::new(kind, outcome)).inc();
     }
 
     pub(crate) fn watched_by(&self, kind: Kind, watchers: usize) {
         let count = i64::try_from(watchers).unwrap_or(i64::MAX);
-        self.watchers.get_or_create(&ResourceLabels { resource: kind.into() }).set(count);
+        self.watchers.get_or_create(&ResourceLabels { resource: resource(kind) }).set(count);
     }
 
     pub(crate) fn kubelet_started(&self) {

@@ -29,7 +29,8 @@ pub(crate) struct Args {
     /// [env: ENCLAVE_CPU_ADVERTISEMENT] [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     enclave_cpu_advertisement: Option<bool>,
-    /// Name of the resource "enclaves"; Karpenter 1.15 plans with eks.amazonaws.com/nitro-sandbox
+    /// Name of the resource "enclaves"; Karpenter before 1.15 knows enclaves only as
+    /// eks.amazonaws.com/nitro-sandbox
     #[arg(
         long,
         value_name = "NAME",
