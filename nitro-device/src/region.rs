@@ -90,9 +90,10 @@ pub enum FillError {
     Read(#[source] io::Error),
 }
 
-/// Bytes that a thread takes at a time in [`HugeRegion::fill`]: so few that
+/// Bytes that a thread takes at a time in [`HugeRegion::fill`]: a page that was
+/// just zeroed is still in the cache when it is filled. So few that
 /// threads end together, so many that taking them costs nothing.
-const FILL_STEP: usize = 8 << 20;
+const FILL_STEP: usize = 2 << 20;
 
 /// A private mapping of huge pages that this process alone can see.
 #[derive(Debug)]

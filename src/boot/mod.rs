@@ -194,7 +194,9 @@ pub(crate) fn launch(
     let offset = patiently(stop, || enclave.image_load_offset())?;
     let memory = load::fill(plan, image, offset, stop)?;
     timeline.reached("image loaded");
-    pins::check(config, image, &memory, offset)?;
+    if pins::check(config, image, &memory, offset)? {
+        timeline.reached("pins compared");
+    }
     for region in memory {
         enclave.donate(region)?;
     }

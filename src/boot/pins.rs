@@ -7,16 +7,16 @@ use nitro_device::HugeRegion;
 use super::{BootError, CheckedImage};
 use crate::config::{Config, Expect};
 
-/// Does nothing, and costs nothing, when nothing was promised.
+/// Whether anything was promised; if not, nothing is done and nothing costs.
 pub(super) fn check(
     config: &Config,
     image: &CheckedImage,
     memory: &[HugeRegion],
     offset: u64,
-) -> Result<(), BootError> {
+) -> Result<bool, BootError> {
     // What was signed must also be what was loaded: the file may have changed since.
     if config.expect == Expect::default() && image.signed.is_none() {
-        return Ok(());
+        return Ok(false);
     }
     let blamed = |source| BootError::Image { path: image.path.clone(), source };
     let (_, measured) = Image::parse_pieces_measured(loaded(memory, offset, image.len)).map_err(blamed)?;
@@ -26,7 +26,7 @@ pub(super) fn check(
         expected,
         actual,
     };
-    mismatch(&config.expect, image.signed, &measured).map_or(Ok(()), |found| Err(wrong(found)))
+    mismatch(&config.expect, image.signed, &measured).map_or(Ok(true), |found| Err(wrong(found)))
 }
 
 fn mismatch(

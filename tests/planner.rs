@@ -1,0 +1,168 @@
+//! Promise: before anything is touched it is clear what the enclave will get,
+//! and a limit of the pod that is too low is named with the line to change.
+
+mod machine;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use machine::shim::config_file;
+use machine::{Image, Node, Shim};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A control group with a limit of its own on 2 MiB pages; gone at the end.
+struct Group {
+    path: PathBuf,
+    /// Taking the controller away from the root takes it from every group.
+    _alone: MutexGuard<'static, ()>,
+    /// What was enabled in the root group for it.
+    enabled: Option<PathBuf>,
+}
+
+impl Group {
+    /// Under the mounted hierarchy that has the hugetlb controller, of either version.
+    fn with_limit(name: &str, bytes: u64) -> Option<Group> {
+        static ONE: Mutex<()> = Mutex::new(());
+        let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let (root, limit) = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (root, kind, options) = (PathBuf::from(fields.next()?), fields.next()?, fields.next()?);
+            let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+            match kind {
+                "cgroup2" if controllers.contains("hugetlb") => Some((root, "hugetlb.2MB.max")),
+                "cgroup" if options.contains("hugetlb") => Some((root, "hugetlb.2MB.limit_in_bytes")),
+                _ => None,
+            }
+        })?;
+        let control = root.join("cgroup.subtree_control");
+        let before = fs::read_to_string(&control).unwrap_or_default();
+        let enabled = (control.exists() && !before.contains("hugetlb")).then_some(control);
+        if let Some(control) = &enabled {
+            fs::write(control, "+hugetlb").ok()?;
+        }
+        let path = root.join(format!("enclave-shim-{name}-{}", std::process::id()));
+        fs::create_dir(&path).ok()?;
+        let group = Group { path, _alone: alone, enabled };
+        fs::write(group.path.join(limit), bytes.to_string()).ok()?;
+        Some(group)
+    }
+
+    /// A shell that joins the group and becomes what follows.
+    fn enter(&self, command: &mut Command, then: &str) {
+        let script = format!("echo $$ > {}/cgroup.procs && {then} exec \"$@\"", self.path.display());
+        command.args(["-c", &script, "sh"]);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        machine::within(SOON, "the group is empty", || fs::remove_dir(&self.path).is_ok());
+        if let Some(control) = &self.enabled {
+            // Somebody else's group may have come to need it.
+            let _ = fs::write(control, "-hugetlb");
+        }
+    }
+}
+
+macro_rules! group {
+    ($name:literal, $bytes:expr) => {
+        match Group::with_limit($name, $bytes) {
+            Some(group) => group,
+            None => {
+                eprintln!("SKIPPED: no hugetlb control group can be made here");
+                return;
+            }
+        }
+    };
+}
+
+fn dry_run(node: &Node, image: &Image, flags: &[&str]) -> Output {
+    let config = config_file(node, "");
+    Command::new(env!("CARGO_BIN_EXE_enclave-shim"))
+        .args(["run", "--eif"])
+        .arg(&image.path)
+        .arg("--config")
+        .arg(config)
+        .args(flags)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_as_text_and_as_json() {
+    let node = Node::new();
+    let image = Image::hello(&node);
+    let text = dry_run(&node, &image, &["--dry-run", "--memory-mib", "80"]);
+    assert!(text.status.success(), "{text:?}");
+    assert!(String::from_utf8_lossy(&text.stdout).contains("80 MiB of memory (40 x 2 MiB)"), "{text:?}");
+    let json = dry_run(&node, &image, &["--dry-run=json", "--memory-mib", "80"]);
+    let plan: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(plan["memory_bytes"], 80 << 20);
+    assert_eq!(plan["regions"], serde_json::json!([{"page_bytes": 2 << 20, "pages": 40}]));
+    assert_eq!(plan["cpus"]["count"], 2);
+}
+
+#[test]
+fn the_pools_cpus_are_checked_before_the_device() {
+    let node = Node::new();
+    let image = Image::hello(&node);
+    for (flags, code, word) in [
+        (["--cpus", "100"], 71, "cpu_count to at least 100"),
+        (["--cpu-ids", "2,77"], 64, "CPU 77 is not in the pool"),
+    ] {
+        let flags = [&["--device", "/nonexistent/device"], &flags[..]].concat();
+        let mut shim = Shim::with_flags(&node, &image, &flags);
+        assert_eq!(shim.exit_code(SOON), code, "{}", shim.log());
+        assert!(shim.log().contains(word), "{}", shim.log());
+    }
+}
+
+#[test]
+fn a_control_group_below_the_plan_is_71_with_the_resource_line() {
+    let group = group!("plan", 32 << 20);
+    let node = Node::new();
+    let image = Image::hello(&node);
+    let mut command = node.command(Path::new("/bin/sh"));
+    group.enter(&mut command, "");
+    command.arg(env!("CARGO_BIN_EXE_enclave-shim")).arg("run").arg("--eif").arg(&image.path);
+    command.arg("--config").arg(config_file(&node, "memory_mib: 64\n"));
+    let mut shim = Shim::run(command);
+    assert_eq!(shim.exit_code(SOON), 71, "{}", shim.log());
+    let expected = ["control group's limits leave 32 MiB", "`hugepages-2Mi: 64Mi`"];
+    assert!(expected.iter().all(|text| shim.log().contains(text)), "{}", shim.log());
+}
+
+#[test]
+fn without_a_wish_the_memory_is_the_grant() {
+    let group = group!("grant", 72 << 20);
+    let node = Node::new();
+    let image = Image::hello(&node);
+    let mut command = Command::new("/bin/sh");
+    group.enter(&mut command, "");
+    command.arg(env!("CARGO_BIN_EXE_enclave-shim")).args(["run", "--dry-run=json", "--eif"]);
+    let output = command.arg(&image.path).output().unwrap();
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(plan["memory_bytes"], 72 << 20);
+}
+
+#[test]
+fn a_limit_that_cannot_be_seen_is_an_error_when_pages_are_made_present_not_a_sigbus() {
+    let group = group!("unseen", 32 << 20);
+    let node = Node::new();
+    let image = Image::hello(&node);
+    let mut command = node.command(Path::new("/usr/bin/unshare"));
+    command.args(["--mount", "/bin/sh"]);
+    group.enter(&mut command, "mount -t tmpfs none /sys/fs/cgroup &&");
+    command.arg(env!("CARGO_BIN_EXE_enclave-shim")).arg("run").arg("--eif").arg(&image.path);
+    command.arg("--config").arg(config_file(&node, "memory_mib: 64\n"));
+    let mut shim = Shim::run(command);
+    assert_eq!(shim.exit_code(SOON), 71, "{}", shim.log());
+    assert!(shim.log().contains("cannot make 64 MiB of 2 MiB pages present"), "{}", shim.log());
+    assert!(shim.log().contains("`hugepages-2Mi: 64Mi`"), "{}", shim.log());
+}
