@@ -375,17 +375,24 @@ fn two_hundred_thousand_files_need_less_than_64_mib() {
         tar = tar.member(b'0', &name, "", 0o644, b"");
     }
     let plain = tar.end();
-    let layout = Layout::new();
-    layout.index(&json!([layout.manifest(&[(gzip(&plain), plain)], "amd64", json!({}))]));
-    let output = Command::new("prlimit")
-        .arg(format!("--data={}", 64 << 20))
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "two_hundred_thousand_files_need_less_than_64_mib", "--nocapture"])
-        .env(VARIABLE, layout.0.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut forms = vec![("gzip", gzip(&plain))];
+    // The default of common tools, and the largest window that is accepted.
+    for window in ["--long=23", "--long=24"] {
+        forms.extend(zstd(&plain, &["-1", window]).map(|packed| (window, packed)));
+    }
+    for (name, packed) in forms {
+        let layout = Layout::new();
+        layout.index(&json!([layout.manifest(&[(packed, plain.clone())], "amd64", json!({}))]));
+        let output = Command::new("prlimit")
+            .arg(format!("--data={}", 64 << 20))
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "two_hundred_thousand_files_need_less_than_64_mib", "--nocapture"])
+            .env(VARIABLE, layout.0.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 struct Counting(u64);

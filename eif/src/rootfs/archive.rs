@@ -66,7 +66,7 @@ impl Files {
             Compression::Other(kind) => return Err(SourceError::Compression { what, kind }),
             compression => {
                 let mut plain = spool().map_err(SourceError::Spool)?;
-                let decoder = Decoder::new(compression, Part::new(file, 0..len));
+                let decoder = Decoder::new(compression, limits.window, Part::new(file, 0..len));
                 let mut decoder = Observed::new(decoder, None, limits.total);
                 let copied = io::copy(&mut decoder, &mut plain);
                 if decoder.over_limit() {

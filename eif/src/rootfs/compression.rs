@@ -14,10 +14,6 @@ use ruzstd::decoding::{
     errors::{FrameDecoderError, ReadFrameHeaderError},
 };
 
-/// The largest that common layer compressors choose by themselves; RFC 8878
-/// asks for 8 MiB (section 3.1.1.1.2). More would be memory that a stranger chooses.
-const MAX_WINDOW: u64 = 32 << 20;
-
 /// How bytes are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compression {
@@ -64,7 +60,7 @@ impl Read for Part {
     }
 }
 
-/// `input` without its compression; only for what [`Compression::of`] can undo.
+/// `input` without its compression, in memory for a window of zstd; only for what [`Compression::of`] can undo.
 pub(crate) enum Decoder<R: Read> {
     Plain(R),
     Gzip(Box<MultiGzDecoder<BufReader<R>>>),
@@ -72,13 +68,13 @@ pub(crate) enum Decoder<R: Read> {
 }
 
 impl<R: Read> Decoder<R> {
-    pub(crate) fn new(compression: Compression, input: R) -> Decoder<R> {
+    pub(crate) fn new(compression: Compression, window: u64, input: R) -> Decoder<R> {
         match compression {
             Compression::Gzip => {
                 let input = BufReader::with_capacity(64 << 10, input);
                 Decoder::Gzip(Box::new(MultiGzDecoder::new(input)))
             }
-            Compression::Zstd => Decoder::Zstd(Box::new(Frames::new(input))),
+            Compression::Zstd => Decoder::Zstd(Box::new(Frames::new(window, input))),
             Compression::Plain | Compression::Other(_) => Decoder::Plain(input),
         }
     }
@@ -111,9 +107,9 @@ pub(crate) struct Frames<R> {
 }
 
 impl<R: Read> Frames<R> {
-    fn new(input: R) -> Frames<R> {
+    fn new(window: u64, input: R) -> Frames<R> {
         let mut decoder = FrameDecoder::new();
-        decoder.set_max_window_size(MAX_WINDOW);
+        decoder.set_max_window_size(window);
         Frames { input: BufReader::with_capacity(64 << 10, input), decoder, in_frame: false }
     }
 

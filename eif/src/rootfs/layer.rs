@@ -148,7 +148,7 @@ impl Merge {
         let twice = compression == Compression::Plain && expected == diff_id;
         let packed = Part::new(self.reopen(blob)?, blob.range.clone());
         let packed = Observed::new(packed, expected.filter(|_| !twice), u64::MAX);
-        let plain = Decoder::new(compression, packed);
+        let plain = Decoder::new(compression, self.limits.window, packed);
         let mut plain = Observed::new(plain, diff_id, self.limits.total.saturating_sub(self.read));
 
         let merged = self.merge(&blob.what, &mut plain, contents, diff_id.is_none());

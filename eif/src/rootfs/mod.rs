@@ -51,12 +51,16 @@ pub struct Limits {
     pub entries: u64,
     /// Layers.
     pub layers: usize,
+    /// Bytes that a zstd frame may ask its decoder to look back; up to twice as
+    /// much memory is taken. RFC 8878 (section 3.1.1.1.2) asks for 8 MiB.
+    pub window: u64,
 }
 
 impl Default for Limits {
-    /// 16 GiB in all, files below 4 GiB, a million entries, 256 layers.
+    /// 16 GiB in all, files below 4 GiB, a million entries, 256 layers, and a
+    /// window of 16 MiB.
     fn default() -> Limits {
-        Limits { total: 16 << 30, file: (1 << 32) - 1, entries: 1_000_000, layers: 256 }
+        Limits { total: 16 << 30, file: (1 << 32) - 1, entries: 1_000_000, layers: 256, window: 16 << 20 }
     }
 }
 
