@@ -158,6 +158,28 @@ mod tests {
         assert_eq!(choose("2 3 5 6 7", "", 3), "2 3 5");
     }
 
+    /// Every set of free CPUs and every size: 256 times 9.
+    #[test]
+    fn no_core_is_broken_while_whole_ones_or_fragments_suffice() {
+        for free in 0_u32..256 {
+            let available: BTreeSet<u32> = (2..10).filter(|cpu| free >> (cpu - 2) & 1 == 1).collect();
+            let ids: Vec<String> = available.iter().map(u32::to_string).collect();
+            let whole = (0..4).filter(|core| (free >> (2 * core) & 3) == 3).count();
+            let fragments = available.len() - 2 * whole;
+            for size in 0..=8 {
+                let chosen = preferred(Kind::Cpus, &pool(), &ids, &[], size);
+                let numbers: BTreeSet<u32> = chosen.iter().map(|id| id.parse().unwrap()).collect();
+                assert!(numbers.is_subset(&available));
+                assert_eq!(chosen.len(), size.min(available.len()));
+                let cores =
+                    (1..5).filter(|core| numbers.contains(&(2 * core)) && numbers.contains(&(2 * core + 1)));
+                assert_eq!(cores.count(), whole.min(size / 2), "{size} of {available:?}: {chosen:?}");
+                let odd_rest = size.min(available.len()) - 2 * whole.min(size / 2);
+                assert!(odd_rest <= fragments.max(1));
+            }
+        }
+    }
+
     #[test]
     fn what_is_not_there_is_not_invented() {
         assert_eq!(choose("2 3 99 x", "", 8), "2 3");
