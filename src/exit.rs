@@ -117,6 +117,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::path::{Path, PathBuf};
 
     use super::*;
 
@@ -135,5 +136,130 @@ mod tests {
         struct Outer(#[source] std::io::Error);
         let error = Outer(std::io::Error::other("disk on fire"));
         assert_eq!(chain(&error), "cannot read; the file: disk on fire");
+    }
+
+    /// Every error type that an operator can meet, as the sources have it: its
+    /// file, its name, and its variants with their text (a struct has one).
+    fn blamed() -> Vec<(PathBuf, String, Vec<(String, String)>)> {
+        let mut found = Vec::new();
+        for path in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            for rest in text.split("\nimpl Blame for ").skip(1) {
+                let name = rest.split([' ', '<']).next().unwrap().to_owned();
+                let variants = variants(&text, &name);
+                assert!(!variants.is_empty(), "no variants of {name} found");
+                found.push((path.clone(), name, variants));
+            }
+        }
+        found
+    }
+
+    fn sources(directory: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        let (directories, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+        directories.iter().flat_map(|directory| sources(directory)).chain(files).collect()
+    }
+
+    fn variants(source: &str, name: &str) -> Vec<(String, String)> {
+        if let Some((before, _)) = source.split_once(&format!("struct {name}")) {
+            let attribute = before.rsplit("#[error(").next().unwrap();
+            return vec![(String::new(), literal(attribute))];
+        }
+        let (_, body) = source.split_once(&format!("enum {name} {{")).unwrap();
+        let body = body.split("\n}\n").next().unwrap();
+        let attributes = body.split("#[error(").skip(1);
+        attributes
+            .map(|attribute| {
+                let variant = attribute.split(")]\n").nth(1).unwrap().trim_start();
+                let end = variant.find(|char: char| !char.is_alphanumeric()).unwrap();
+                (variant[..end].to_owned(), literal(attribute))
+            })
+            .collect()
+    }
+
+    /// The first string of an attribute, `…` for what differs; empty if there is none.
+    fn literal(attribute: &str) -> String {
+        let Some(text) = attribute.split(")]").next().unwrap().split('"').nth(1) else {
+            return String::new();
+        };
+        let mut shown = String::new();
+        for (index, piece) in text.split(['{', '}']).enumerate() {
+            match index % 2 {
+                0 => shown.push_str(piece),
+                _ if shown.ends_with('…') => {}
+                _ => shown.push('…'),
+            }
+        }
+        shown
+    }
+
+    fn operations() -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn every_error_variant_is_tried_in_a_test_of_its_code_cause_and_fix() {
+        let all = blamed();
+        assert!(all.len() >= 8, "{all:?}");
+        for (path, name, variants) in all {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let (_, tests) = text.split_once("#[cfg(test)]").unwrap_or_default();
+            let tests = [tests, include_str!("exit.rs")].concat();
+            for (variant, _) in variants.iter().filter(|(variant, _)| !variant.is_empty()) {
+                let sample = format!("{name}::{variant}");
+                assert!(tests.contains(&sample), "{} tries no {sample}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn every_shortfall_has_its_exit_code_a_cause_and_a_fix() {
+        use crate::boot::plan::{CpuShortfall, Shortfall};
+        use nitro_device::PageSize;
+        let (page, needed) = (PageSize::MIB2, 64 << 20);
+        let cpus = |shortfall: CpuShortfall| Shortfall::Cpus(shortfall);
+        for (shortfall, code, cause, fix) in [
+            (Shortfall::Granted { page, needed, left: 0 }, 71, "64 MiB", "hugepages-2Mi: 64Mi"),
+            (Shortfall::Free { page, needed, free: 2 << 20 }, 71, "2 MiB are free", "hugepages"),
+            (
+                Shortfall::Node { page, node: 1, needed, free: 0, elsewhere: needed },
+                71,
+                "NUMA node 1",
+                "32 more 2 MiB pages",
+            ),
+            (Shortfall::Pieces { needed, pieces: 70_000 }, 71, "70000 pieces", "1 GiB"),
+            (Shortfall::None { needed }, 71, "no free huge pages", "hugepages-2Mi: 64Mi"),
+            (Shortfall::Small { page, memory: 2 << 20, needed, chosen: true }, 64, "at least 64 MiB", "64"),
+            (Shortfall::Small { page, memory: 2 << 20, needed, chosen: false }, 71, "at least 64 MiB", "64"),
+            (cpus(CpuShortfall::Empty), 71, "no CPUs", "cpu_count"),
+            (cpus(CpuShortfall::Few { needed: 4, pool: 2 }), 71, "need 4 CPUs", "cpus: 2"),
+            (cpus(CpuShortfall::NotPooled { id: 7, pool: vec![1, 3] }), 64, "CPU 7", "ne_cpus"),
+            (cpus(CpuShortfall::PartOfCore { count: 3, threads: 2 }), 64, "3 CPUs", "cpus: 4"),
+            (cpus(CpuShortfall::Sibling { id: 1, sibling: 5 }), 64, "CPU 1 without 5", "5"),
+        ] {
+            let failure = Failure::from(shortfall);
+            assert_eq!(failure.exit.code(), code, "{failure:?}");
+            assert!(failure.explanation.cause.contains(cause), "{failure:?}");
+            assert!(failure.explanation.fix.contains(fix), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn every_message_and_every_code_is_in_the_operators_manual() {
+        let manual = operations();
+        let messages = blamed().into_iter().flat_map(|(_, _, variants)| variants);
+        for (variant, message) in messages.filter(|(_, message)| !message.is_empty()) {
+            assert!(manual.contains(&format!("| `{message}` |")), "{variant}: `{message}` is not told");
+        }
+        for exit in Exit::ALL {
+            let row = format!("| {} | `{}` | {} |", exit.code(), exit.name(), exit.meaning());
+            assert!(manual.contains(&row), "{row}");
+        }
+        for code in nitro_device::DriverCode::ALL {
+            let row =
+                format!("| {} | `{}` | {} | {} |", code.errno(), code.name(), code.meaning(), code.fix());
+            assert!(manual.contains(&row), "{row}");
+        }
     }
 }

@@ -46,7 +46,9 @@ impl Blame for ConfigError {
             ConfigError::Malformed { path, line, .. } => {
                 format!("correct {}{}", path.display(), line_text(line))
             }
-            ConfigError::Range { knob, expected, .. } => format!("set {knob} to a value that {expected}"),
+            ConfigError::Range { knob, expected, .. } => {
+                format!("choose another {knob}: {}", expected.trim_start_matches("but "))
+            }
             ConfigError::Cid(_) => "choose a cid of at least 4, or leave it out".into(),
             ConfigError::Twice { knob, value } => format!("remove one {value} from {knob}"),
         }
@@ -320,6 +322,39 @@ limits: {connections: 10, dial_timeout: "2s"}
         assert_eq!(with(Knobs { granted_cpus: Some(4), cpus: Some(6), ..Knobs::default() }), (6, vec![]));
         let ids = Knobs { granted_cpus: Some(2), cpu_ids: Some(vec![1, 3]), ..Knobs::default() };
         assert_eq!(with(ids).1, vec![1, 3]);
+    }
+
+    #[test]
+    fn every_error_has_its_exit_code_a_cause_and_a_fix() {
+        let path = || PathBuf::from("shim.yaml");
+        for (error, cause, fix) in [
+            (
+                ConfigError::Unreadable { path: path(), source: io::Error::from_raw_os_error(13) },
+                "cannot read configuration shim.yaml: Permission denied",
+                "--config",
+            ),
+            (
+                ConfigError::Malformed { path: path(), line: Some(2), reason: "no such key".into() },
+                "configuration shim.yaml line 2: no such key",
+                "correct shim.yaml line 2",
+            ),
+            (
+                ConfigError::Range {
+                    knob: "cpus",
+                    actual: "0".into(),
+                    expected: "but must be 1 to 4096".into(),
+                },
+                "cpus is 0, but must be 1 to 4096",
+                "choose another cpus: must be 1 to 4096",
+            ),
+            (ConfigError::Cid(CidError(3)), "cid cannot be used", "at least 4"),
+            (ConfigError::Twice { knob: "cpu_ids", value: "1".into() }, "lists 1 twice", "remove one 1"),
+        ] {
+            let failure = crate::exit::Failure::from(error);
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(failure.explanation.cause.contains(cause), "{failure:?}");
+            assert!(failure.explanation.fix.contains(fix), "{failure:?}");
+        }
     }
 
     #[test]
