@@ -80,7 +80,7 @@ fn four_foreign_images_launched_at_once_all_serve_twice_over_and_a_fifth_finds_n
         for shim in &mut shims {
             assert_eq!(shim.exit_code(SOON), 143, "{}", shim.log());
         }
-        assert!(node.running().is_empty(), "an enclave was left");
+        machine::within(SOON, "no enclave is left", || node.running().is_empty());
     }
 }
 
