@@ -171,11 +171,13 @@ mod tests {
                 let numbers: BTreeSet<u32> = chosen.iter().map(|id| id.parse().unwrap()).collect();
                 assert!(numbers.is_subset(&available));
                 assert_eq!(chosen.len(), size.min(available.len()));
-                let cores =
-                    (1..5).filter(|core| numbers.contains(&(2 * core)) && numbers.contains(&(2 * core + 1)));
-                assert_eq!(cores.count(), whole.min(size / 2), "{size} of {available:?}: {chosen:?}");
-                let odd_rest = size.min(available.len()) - 2 * whole.min(size / 2);
-                assert!(odd_rest <= fragments.max(1));
+                let taken = |core: u32| numbers.range(2 * core..2 * core + 2).count();
+                let both_free = |core: &u32| available.range(2 * core..2 * core + 2).count() == 2;
+                let complete = (1..5).filter(|core| taken(*core) == 2).count();
+                assert_eq!(complete, whole.min(size / 2), "{size} of {available:?}: {chosen:?}");
+                let broken = (1..5).filter(both_free).filter(|core| taken(*core) == 1).count();
+                let rest = chosen.len() - 2 * complete;
+                assert_eq!(broken, usize::from(rest > fragments), "{size} of {available:?}: {chosen:?}");
             }
         }
     }
