@@ -39,6 +39,9 @@ pub(crate) struct Plan {
     /// Bytes of one transfer, in MiB, over all streams
     #[arg(long, default_value_t = 512)]
     mib: u64,
+    /// Seconds for which idle connections stay silent before they must echo again
+    #[arg(long, default_value_t = 0)]
+    hold: u64,
     /// Where the peers' programs are
     #[arg(long, default_value_os_t = crate::default_tools())]
     tools: PathBuf,
@@ -223,6 +226,7 @@ fn measure(
             let mut sockets = peer::idle(running.endpoint, count)?;
             note("connections", count as f64);
             note("bytes_each", meter::memory(pid)?.saturating_sub(before) as f64 / count as f64);
+            std::thread::sleep(Duration::from_secs(plan.hold));
             for socket in &mut sockets {
                 peer::echoes(socket)?;
             }
