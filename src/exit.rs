@@ -138,9 +138,12 @@ mod tests {
         assert_eq!(chain(&error), "cannot read; the file: disk on fire");
     }
 
+    /// A variant's name and its text.
+    type Variant = (String, String);
+
     /// Every error type that an operator can meet, as the sources have it: its
-    /// file, its name, and its variants with their text (a struct has one).
-    fn blamed() -> Vec<(PathBuf, String, Vec<(String, String)>)> {
+    /// file, its name, and its variants (a struct has one, without a name).
+    fn blamed() -> Vec<(PathBuf, String, Vec<Variant>)> {
         let mut found = Vec::new();
         for path in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
             let text = std::fs::read_to_string(&path).unwrap();
@@ -160,7 +163,7 @@ mod tests {
         directories.iter().flat_map(|directory| sources(directory)).chain(files).collect()
     }
 
-    fn variants(source: &str, name: &str) -> Vec<(String, String)> {
+    fn variants(source: &str, name: &str) -> Vec<Variant> {
         if let Some((before, _)) = source.split_once(&format!("struct {name}")) {
             let attribute = before.rsplit("#[error(").next().unwrap();
             return vec![(String::new(), literal(attribute))];

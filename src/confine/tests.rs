@@ -105,3 +105,24 @@ fn without_the_sandbox_nothing_is_limited_and_that_is_said() {
     seal(&config);
     assert!(File::open("/proc/self/status").is_ok());
 }
+
+#[test]
+fn the_pods_profile_allows_what_the_shim_needs_before_and_after_it_is_sealed() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/seccomp/enclave-shim.json");
+    let profile: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let rules = profile["syscalls"].as_array().unwrap();
+    let whatever = rules.iter().filter(|rule| rule["args"].is_null() && rule["action"] == "SCMP_ACT_ALLOW");
+    let allowed: Vec<&str> = whatever
+        .flat_map(|rule| rule["names"].as_array().unwrap().iter().filter_map(serde_json::Value::as_str))
+        .collect();
+    let sealed = include_str!("syscalls.rs").split("libc::SYS_").skip(1);
+    let sealed =
+        sealed.map(|rest| rest.split(|char: char| !char.is_alphanumeric() && char != '_').next().unwrap());
+    let limits =
+        ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp", "capset"];
+    let launch = ["openat", "ioctl", "mbind", "madvise", "pread64", "execve"];
+    // Both have rules of their own: threads only, and "not here" so that libc takes clone.
+    for name in sealed.chain(limits).chain(launch).filter(|name| !["clone", "clone3"].contains(name)) {
+        assert!(allowed.contains(&name), "the profile does not allow {name}");
+    }
+}
