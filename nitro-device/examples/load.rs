@@ -53,7 +53,7 @@ fn image(len: usize) -> File {
     let path = format!("/dev/shm/load-{}", std::process::id());
     let mut file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    let block: Vec<u8> = (0..MIB).map(|index| (index * 31 >> 3) as u8).collect();
+    let block: Vec<u8> = (0..MIB).map(|index| ((index * 31) >> 3) as u8).collect();
     for _ in 0..len / MIB {
         file.write_all(&block).unwrap();
     }

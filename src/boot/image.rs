@@ -66,7 +66,7 @@ fn check_signature(image: &Image<'_>, path: &Path) -> Result<Pcr, BootError> {
     let measured = image.measure().map_err(blamed)?;
     signature
         .check(&measured.pcr0, SystemTime::now())
-        .map_err(|source| BootError::Signature { path: path.to_owned(), source })?;
+        .map_err(|source| BootError::Signature { path: path.to_owned(), source: Box::new(source) })?;
     Ok(measured.pcr0)
 }
 

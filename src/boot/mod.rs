@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use eif::{Architecture, ImageError, Pcr, SignatureCheckError};
+use eif::{Architecture, ImageError, SignatureCheckError};
 use nitro_device::{Cid, CidError, Device, DeviceError, Enclave, Mode, RegionError};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -32,6 +32,7 @@ use crate::exit::{Blame, Exit};
 use crate::timeline::Timeline;
 pub(crate) use heartbeat::Heartbeat;
 pub(crate) use image::CheckedImage;
+use pins::Mismatch;
 use plan::{Cpus, Plan, Shortfall, Snapshot, Wish};
 use retry::patiently;
 
@@ -45,9 +46,9 @@ pub(crate) enum BootError {
     #[error("image {} is not signed, and `require_signature` is set", .path.display())]
     Unsigned { path: PathBuf },
     #[error("the signature of image {} is not good", .path.display())]
-    Signature { path: PathBuf, source: SignatureCheckError },
-    #[error("image {} measures {register} {}, expected {expected}", .path.display(), shown(.actual))]
-    WrongImage { path: PathBuf, register: &'static str, expected: Pcr, actual: Option<Pcr> },
+    Signature { path: PathBuf, source: Box<SignatureCheckError> },
+    #[error("image {} is not the one that was meant", .path.display())]
+    WrongImage { path: PathBuf, source: Box<Mismatch> },
     #[error("image {} cannot be read into the enclave's memory", .path.display())]
     Load { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -99,9 +100,9 @@ impl Blame for BootError {
             BootError::Architecture { expected, .. } => format!("build the image for {expected}"),
             BootError::Unsigned { .. } => "sign the image, or leave require_signature out".into(),
             BootError::Signature { .. } => "sign this image again with a valid certificate".into(),
-            BootError::WrongImage { register, .. } => format!(
+            BootError::WrongImage { source, .. } => format!(
                 "ship the image that was meant, or set expect.{} to what it measures",
-                register.to_lowercase()
+                source.register.to_lowercase()
             ),
             BootError::Heartbeat(_) => {
                 "another launcher on this node (nitro-cli?) holds the port: end it, or use an image with our agent"
@@ -135,10 +136,6 @@ fn memory_fix(error: &RegionError) -> String {
         page.resource(),
         length >> 20
     )
-}
-
-fn shown(pcr: &Option<Pcr>) -> String {
-    pcr.map_or_else(|| "nothing (it is not signed)".to_owned(), |pcr| pcr.to_string())
 }
 
 /// An enclave that runs, not yet watched.
@@ -237,6 +234,7 @@ pub(crate) fn vsock_allowed() -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
+    use eif::Pcr;
     use nitro_device::PageSize;
 
     use super::*;
@@ -265,16 +263,14 @@ mod tests {
             ),
             (BootError::Unsigned { path: path() }, 65, "sign the image"),
             (
-                BootError::Signature { path: path(), source: SignatureCheckError::Expired },
+                BootError::Signature { path: path(), source: Box::new(SignatureCheckError::Expired) },
                 65,
                 "valid certificate",
             ),
             (
                 BootError::WrongImage {
                     path: path(),
-                    register: "PCR2",
-                    expected: Pcr::ZERO,
-                    actual: Some(Pcr::of(b"x")),
+                    source: Box::new(Mismatch { register: "PCR2", expected: Pcr::ZERO, actual: None }),
                 },
                 65,
                 "expect.pcr2",

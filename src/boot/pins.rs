@@ -20,20 +20,27 @@ pub(super) fn check(
     }
     let blamed = |source| BootError::Image { path: image.path.clone(), source };
     let (_, measured) = Image::parse_pieces_measured(loaded(memory, offset, image.len)).map_err(blamed)?;
-    let wrong = |(register, expected, actual)| BootError::WrongImage {
-        path: image.path.clone(),
-        register,
-        expected,
-        actual,
-    };
-    mismatch(&config.expect, image.signed, &measured).map_or(Ok(true), |found| Err(wrong(found)))
+    match mismatch(&config.expect, image.signed, &measured) {
+        Some(source) => Err(BootError::WrongImage { path: image.path.clone(), source: Box::new(source) }),
+        None => Ok(true),
+    }
 }
 
-fn mismatch(
-    expect: &Expect,
-    signed: Option<Pcr>,
-    measured: &Measurements,
-) -> Option<(&'static str, Pcr, Option<Pcr>)> {
+/// A register that is not what was promised.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{register} measures {}, expected {expected}", shown(.actual))]
+pub(crate) struct Mismatch {
+    pub(super) register: &'static str,
+    pub(super) expected: Pcr,
+    /// Nothing for PCR8 of an image that is not signed.
+    pub(super) actual: Option<Pcr>,
+}
+
+fn shown(pcr: &Option<Pcr>) -> String {
+    pcr.map_or_else(|| "nothing (it is not signed)".to_owned(), |pcr| pcr.to_string())
+}
+
+fn mismatch(expect: &Expect, signed: Option<Pcr>, measured: &Measurements) -> Option<Mismatch> {
     [
         ("PCR0", expect.pcr0, Some(measured.pcr0)),
         ("PCR1", expect.pcr1, Some(measured.pcr1)),
@@ -43,7 +50,8 @@ fn mismatch(
     ]
     .into_iter()
     .find_map(|(register, expected, actual)| {
-        expected.filter(|expected| actual != Some(*expected)).map(|expected| (register, expected, actual))
+        let expected = expected.filter(|expected| actual != Some(*expected))?;
+        Some(Mismatch { register, expected, actual })
     })
 }
 
@@ -78,7 +86,7 @@ mod tests {
             (Expect { pcr2: Some(pcr("x")), ..all.clone() }, "PCR2"),
             (Expect { pcr8: Some(pcr("x")), ..all.clone() }, "PCR8"),
         ] {
-            let (found, expected, actual) = mismatch(&expect, None, &measured).unwrap();
+            let Mismatch { register: found, expected, actual } = mismatch(&expect, None, &measured).unwrap();
             assert_eq!((found, expected), (register, pcr("x")));
             assert_eq!(actual.is_none(), register == "PCR8");
         }
