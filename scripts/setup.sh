@@ -6,7 +6,7 @@ set -euo pipefail
 declare -A package_of=([cc]='gcc libc6-dev' [make]=make [dpkg-deb]=dpkg [pgrep]=procps [curl]=curl [openssl]=openssl)
 if [ "${1:-build}" = test ]; then
     package_of+=([python3]=python3 [socat]=socat [cpio]=cpio [ip]=iproute2 [strace]=strace
-        [busybox]=busybox-static [skopeo]=skopeo [umoci]=umoci [zstd]=zstd)
+        [busybox]=busybox-static [skopeo]=skopeo [umoci]=umoci [zstd]=zstd [go]=golang-go)
 fi
 
 command -v cargo >/dev/null || {
@@ -19,6 +19,11 @@ for program in "${!package_of[@]}"; do
     # shellcheck disable=SC2206 # one program may need several packages
     command -v "$program" >/dev/null || missing+=(${package_of[$program]})
 done
+if [ "${1:-build}" = test ]; then
+    # No programs: a Go library, and the module with which Python makes its environments.
+    [ -d /usr/share/gocode/src/google.golang.org/grpc ] || missing+=(golang-google-grpc-dev)
+    if command -v python3 >/dev/null; then python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv); else missing+=(python3-venv); fi
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 sudo=()

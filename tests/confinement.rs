@@ -1,5 +1,6 @@
 //! Promise: the workload cannot reach AF_VSOCK, the NSM or PID 1's descriptors
 //! unless its measured settings say so, also as uid 0.
+#![allow(clippy::unwrap_used, clippy::panic)] // a broken fixture ends the test
 
 mod machine;
 

@@ -56,9 +56,20 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         eprintln!("warning: {warning}");
     }
     if args.json {
-        print_json(&report(&image, measurements, metadata, signature.map(|checked| checked.is_ok()), warnings))?;
+        print_json(&report(
+            &image,
+            measurements,
+            metadata,
+            signature.map(|checked| checked.is_ok()),
+            warnings,
+        ))?;
     } else {
-        print_text(&text(&image, measurements, metadata.as_ref(), signature.map(|checked| checked.is_ok()))?)?;
+        print_text(&text(
+            &image,
+            measurements,
+            metadata.as_ref(),
+            signature.map(|checked| checked.is_ok()),
+        )?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
