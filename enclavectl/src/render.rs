@@ -83,7 +83,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 3)]
     drain_accept: u32,
     /// Seconds that the workload has to end
-    #[arg(long, value_name = "SECONDS", default_value_t = 25)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 22)]
     drain_grace: u32,
     /// Mount a huge page volume; enclaves do not need one, their memory is anonymous
     #[arg(long)]

@@ -18,8 +18,10 @@ use crate::{
 };
 
 /// The shim's defaults: connections are taken for 3 s more, then the workload
-/// has 25 s.
-const DRAIN_DEFAULT: (u64, u64) = (3, 25);
+/// has 22 s.
+const DRAIN_DEFAULT: (u64, u64) = (3, 22);
+/// Seconds that the shim may need beyond them, for the agent's word and open connections.
+const DRAIN_MARGIN: u64 = 5;
 /// Kubernetes' default.
 const GRACE_DEFAULT: u64 = 30;
 
@@ -341,12 +343,14 @@ fn ending(pod: &Pod<'_>, findings: &mut Findings<'_>) {
     let (Some(accept), Some(grace)) = (accept, grace) else { return };
     let node = pod.spec.field("terminationGracePeriodSeconds");
     let period = node.map_or(Some(GRACE_DEFAULT), Node::number);
-    if period.is_some_and(|period| period <= accept + grace) {
+    if period.is_some_and(|period| period < accept + grace + DRAIN_MARGIN) {
         findings.add(
             &POD_GRACE,
             &node.map_or_else(|| pod.own_spot(), |node| pod.spot(node)),
-            format!("the shim drains for up to {accept} s + {grace} s and is killed before that"),
-            format!("terminationGracePeriodSeconds: {}", accept + grace + 5),
+            format!(
+                "the shim drains for up to {accept} s + {grace} s + {DRAIN_MARGIN} s and is killed before that"
+            ),
+            format!("terminationGracePeriodSeconds: {}", accept + grace + DRAIN_MARGIN),
         );
     }
 }

@@ -512,8 +512,8 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         id: "pod-grace",
-        fires: &[("terminationGracePeriodSeconds: 35", "terminationGracePeriodSeconds: 28")],
-        near: &[("terminationGracePeriodSeconds: 35", "terminationGracePeriodSeconds: 29")],
+        fires: &[("terminationGracePeriodSeconds: 35", "terminationGracePeriodSeconds: 29")],
+        near: &[("terminationGracePeriodSeconds: 35", "terminationGracePeriodSeconds: 30")],
     },
     Case {
         id: "pod-surge",

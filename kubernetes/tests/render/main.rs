@@ -36,7 +36,7 @@ fn example() -> Request {
         device_gid: 986,
         device_plugin_image: "registry.example/enclave-node:0.1.0".into(),
         drain_accept_seconds: 3,
-        drain_grace_seconds: 25,
+        drain_grace_seconds: 22,
         hugepage_volume: false,
         image_bytes: Some(64 << 20),
         image_arch: Some(Arch::X86_64),
