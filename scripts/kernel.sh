@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Puts Debian's packaged cloud kernel at target/kernel/bzImage and prints that path.
+# Puts Debian's packaged cloud kernel at target/kernel/bzImage and prints that path;
+# its vsock modules, for scripts/true-vsock.sh, go to target/kernel/modules.
 # The package is downloaded and unpacked there, nothing is installed: the image's
 # kernel is measured, but fakenitro's process engine does not run it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 directory=target/kernel
 kernel=$directory/bzImage
-if [ ! -s "$kernel" ]; then
+if [ ! -s "$kernel" ] || [ ! -d "$directory/modules" ]; then
     mkdir -p "$directory"
     # shellcheck disable=SC2064 # the directory is known now
     work=$(mktemp -d "$directory/download.XXXXXX") && trap "rm -rf '$work'" EXIT
@@ -18,7 +19,12 @@ if [ ! -s "$kernel" ]; then
         if [ "$(id -u)" = 0 ]; then apt-get update -qq; else sudo apt-get update -qq; fi
         download || { echo "kernel: cannot download the package that $meta depends on" >&2; exit 69; }
     fi
-    dpkg-deb --fsys-tarfile "$work"/linux-image-*.deb | tar -x -C "$work" --wildcards './boot/vmlinuz-*'
+    dpkg-deb --fsys-tarfile "$work"/linux-image-*.deb |
+        tar -x -C "$work" --wildcards './boot/vmlinuz-*' '*/net/vmw_vsock/*vsock*.ko*'
+    mkdir "$work/modules"
+    find "$work" -path '*/vmw_vsock/*' -type f -exec mv -t "$work/modules" {} +
+    find "$work/modules" -name '*.xz' -exec xz -d {} +
+    rm -rf "$directory/modules" && mv "$work/modules" "$directory/modules"
     mv "$work"/boot/vmlinuz-* "$kernel"
 fi
 echo "$kernel"
