@@ -114,6 +114,37 @@ fn extended_headers_and_long_names_are_applied() {
 }
 
 #[test]
+fn what_a_ramdisk_cannot_hold_is_told_by_file() {
+    let capable = [("SCHILY.xattr.security.capability", "x"), ("SCHILY.xattr.security.selinux", "label")];
+    let listed =
+        [("SCHILY.xattr.system.posix_acl_access", "x"), ("SCHILY.xattr.system.posix_acl_default", "x")];
+    let mut tar = Tar::default().pax(&capable).file("bin/ping", "").pax(&listed).directory("d", 0o755);
+    for at in 0..7 {
+        tar = tar.pax(&[("LIBARCHIVE.xattr.user.note", "MQ==")]).file(&format!("f{at}"), "");
+    }
+    let tar =
+        tar.pax(&[("SCHILY.xattr.trusted.overlay.opaque", "y"), ("SCHILY.xattr.user.overlay.origin", "")]);
+    let notes = merged(&[tar.file("silent", "").end()]).unwrap().notes();
+    let starts = [
+        r#"capabilities of "bin/ping" are left out"#,
+        r#"access control lists of "d" are left out"#,
+        r#"user attributes of "f0", "f1", "f2", "f3", "f4" and 2 more are left out"#,
+    ];
+    assert_eq!(notes.len(), starts.len(), "{notes:?}");
+    assert!(notes.iter().zip(starts).all(|(note, start)| note.starts_with(start)), "{notes:?}");
+    assert_eq!(merged(&[layer(Tar::default().file("f", ""))]).unwrap().notes(), [""; 0]);
+
+    // A directory's files have them, too; not every file system can hold any.
+    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    std::fs::write(directory.path().join("f"), "").unwrap();
+    let script = "import os; os.setxattr('f', 'user.note', b'1')";
+    if container::tool("python3", &["-c", script], directory.path()).is_some() {
+        let notes = eif::rootfs::open_directory(directory.path()).unwrap().notes();
+        assert!(notes[0].starts_with(r#"user attributes of "f" are left out"#), "{notes:?}");
+    }
+}
+
+#[test]
 fn paths_that_lead_out_or_through_links_are_refused() {
     for (tar, reason) in [
         (Tar::default().file("../escape", ""), "holds \"..\""),

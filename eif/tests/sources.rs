@@ -15,8 +15,8 @@ use std::{
 
 use container::{Layout, Tar, chain, listing, merged, opening, packed, tool};
 use eif::rootfs::{
-    ContainerImage, Digest, SourceError, open_directory, open_docker_archive, open_oci_archive,
-    open_oci_layout, open_tar,
+    Blobs, ContainerImage, Digest, SourceError, Wanted, open_directory, open_docker_archive,
+    open_oci_archive, open_oci_document, open_oci_layout, open_tar,
 };
 use flate2::{Compression, write::GzEncoder};
 use serde_json::json;
@@ -200,6 +200,54 @@ fn the_image_of_the_kernels_architecture_is_chosen() {
     manifest.as_object_mut().unwrap().remove("platform");
     layout.index(&json!([manifest]));
     assert!(matches!(layout.open(None).map(drop).unwrap_err(), SourceError::NoSuchPlatform { .. }));
+}
+
+/// A layout's blobs, one by one; remembers what was asked for.
+struct Fetched<'a>(&'a Layout, std::sync::Mutex<Vec<Wanted>>);
+
+impl Blobs for Fetched<'_> {
+    fn fetch(&self, wanted: &[Wanted]) -> Result<Vec<fs::File>, Box<dyn std::error::Error + Send + Sync>> {
+        self.1.lock().unwrap().extend_from_slice(wanted);
+        let open = |wanted: &Wanted| fs::File::open(self.0.path("blobs/sha256").join(wanted.digest.hex()));
+        Ok(wanted.iter().map(open).collect::<Result<_, _>>()?)
+    }
+}
+
+#[test]
+fn a_document_of_a_registry_leads_to_the_layouts_image_and_to_no_other_blob() {
+    let layout = Layout::new();
+    let image = |architecture: &str| {
+        let layer = Tar::default().file("arch", architecture).end();
+        let mut manifest = layout.manifest(&[(layer.clone(), layer)], architecture, json!({}));
+        manifest["platform"] = json!({"architecture": architecture, "os": "linux"});
+        manifest
+    };
+    let (arm64, amd64) = (image("arm64"), image("amd64"));
+    let index = json!({"schemaVersion": 2, "manifests": [arm64, amd64]}).to_string();
+    let manifest = fs::read(layout.path("blobs").join(amd64["digest"].as_str().unwrap().replace(':', "/")));
+    let manifest = manifest.unwrap();
+    for (document, blobs) in [(index.as_bytes(), 3), (&manifest, 2)] {
+        let fetched = Fetched(&layout, Default::default());
+        let digest = Digest::sha256(document);
+        let image = open_oci_document("name", document, Some(&digest), &fetched, opening()).unwrap();
+        assert_eq!(listing(image.tree), ["arch 100644 amd64"]);
+        let asked = fetched.1.into_inner().unwrap();
+        assert_eq!(asked.len(), blobs, "{asked:?}");
+        assert_eq!(asked.iter().filter(|wanted| wanted.is_manifest).count(), blobs - 2);
+    }
+    let refused = |document: &[u8], expected: Option<&Digest>| {
+        let fetched = Fetched(&layout, Default::default());
+        let error = open_oci_document("name", document, expected, &fetched, opening()).map(drop).unwrap_err();
+        chain(&error)
+    };
+    let other = Digest::sha256(b"other");
+    assert!(refused(&manifest, Some(&other)).contains("expected sha256:"));
+    let mut both: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    both["manifests"] = json!([]);
+    assert!(refused(both.to_string().as_bytes(), None).contains("an index and a manifest at once"));
+    assert!(refused(b"{}", None).contains("neither an index nor a manifest"));
+    let twice = json!({"manifests": [image("amd64"), {"digest": other.to_string(), "size": 1}]}).to_string();
+    assert!(refused(twice.as_bytes(), None).contains("name one of"), "a digest must choose");
 }
 
 #[test]

@@ -3,14 +3,20 @@
 //!
 //! The input is the three documents, separated by NUL bytes. `@M`, `@C` and
 //! `@L` in them become the digests of manifest, configuration and layer, `%M`,
-//! `%C` and `%L` their sizes, so that what is behind the digests is reached.
+//! `%C` and `%L` their sizes, so that what is behind the digests is reached. The
+//! same index is then read as the document of a registry.
 #![no_main]
 
-use std::{fs, path::PathBuf, sync::LazyLock};
+use std::{
+    error::Error,
+    fs::{self, File},
+    path::PathBuf,
+    sync::LazyLock,
+};
 
 use eif::{
     Architecture,
-    rootfs::{Digest, Limits, Opening, open_oci_layout},
+    rootfs::{Blobs, Digest, Limits, Opening, Wanted, open_oci_document, open_oci_layout},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -37,17 +43,37 @@ fuzz_target!(|data: &[u8]| {
         stored.push(path);
         names.push((name, digest.to_string(), bytes.len()));
     }
-    fs::write(LAYOUT.join("index.json"), replaced(index, &names)).unwrap();
-    let mut spool = fs::File::options();
-    spool.read(true).write(true).create(true).truncate(true);
-    let spool = spool.open(LAYOUT.join("spool")).unwrap();
-    let opening = Opening { architecture: Architecture::X86_64, limits: Limits::default(), spool };
-    if let Ok(image) = open_oci_layout(&LAYOUT, None, opening) {
+    let index = replaced(index, &names);
+    fs::write(LAYOUT.join("index.json"), &index).unwrap();
+    for image in [
+        open_oci_layout(&LAYOUT, None, opening()),
+        open_oci_document("fuzz", &index, None, &Stored, opening()),
+    ] {
+        let Ok(image) = image else { continue };
         assert_eq!(image.tree.entries(), 0);
         assert_eq!(image.digest.to_string(), names[1].1);
     }
     stored.into_iter().for_each(|path| drop(fs::remove_file(path)));
 });
+
+fn opening() -> Opening {
+    let mut spool = File::options();
+    spool.read(true).write(true).create(true).truncate(true);
+    let spool = spool.open(LAYOUT.join("spool")).unwrap();
+    Opening { architecture: Architecture::X86_64, limits: Limits::default(), spool }
+}
+
+/// The layout's blobs, as a registry would give them.
+struct Stored;
+
+impl Blobs for Stored {
+    fn fetch(&self, wanted: &[Wanted]) -> Result<Vec<File>, Box<dyn Error + Send + Sync>> {
+        let open = |wanted: &Wanted| {
+            File::open(LAYOUT.join("blobs").join(wanted.digest.algorithm()).join(wanted.digest.hex()))
+        };
+        Ok(wanted.iter().map(open).collect::<Result<_, _>>()?)
+    }
+}
 
 fn replaced(bytes: Vec<u8>, names: &[(char, String, usize)]) -> Vec<u8> {
     let Ok(mut text) = String::from_utf8(bytes) else { return Vec::new() };

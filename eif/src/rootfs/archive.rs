@@ -55,8 +55,19 @@ impl Files {
         limits: &Limits,
         spool: &mut dyn FnMut() -> io::Result<File>,
     ) -> Result<Files, SourceError> {
+        let file = File::open(path);
+        let file = file.map_err(|source| SourceError::Read { path: path.to_owned(), source })?;
+        Files::of_archive(file, path, limits, spool)
+    }
+
+    /// As [`Files::in_archive`], for one that is open already.
+    pub(crate) fn of_archive(
+        mut file: File,
+        path: &Path,
+        limits: &Limits,
+        spool: &mut dyn FnMut() -> io::Result<File>,
+    ) -> Result<Files, SourceError> {
         let read_error = |source| SourceError::Read { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(read_error)?;
         let what = path.display().to_string();
         let len = file.metadata().map_err(read_error)?.len();
         let mut head = [0; 8];
@@ -140,19 +151,28 @@ impl Blob {
         expected: Option<&Digest>,
     ) -> Result<(T, Vec<u8>), SourceError> {
         let bytes = self.json_bytes()?;
-        if let Some(expected) = expected {
-            let mut observed = Observed::new(&bytes[..], Some(expected), u64::MAX);
-            // Reading from memory into nothing cannot fail.
-            let _ = io::copy(&mut observed, &mut io::sink());
-            if let Some(actual) = observed.finish().filter(|actual| actual != expected) {
-                let what = format!("the digest of {}", self.what);
-                return Err(SourceError::Digest { what, expected: expected.clone(), actual });
-            }
-        }
-        let parsed = serde_json::from_slice(&bytes);
-        let parsed = parsed.map_err(|source| SourceError::Json { what: self.what.clone(), source })?;
+        let parsed = parse_json(&self.what, &bytes, expected)?;
         Ok((parsed, bytes))
     }
+}
+
+/// `bytes` as JSON; with the digest they must have, if one is known. `what` is
+/// for messages.
+pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(
+    what: &str,
+    bytes: &[u8],
+    expected: Option<&Digest>,
+) -> Result<T, SourceError> {
+    if let Some(expected) = expected {
+        let mut observed = Observed::new(bytes, Some(expected), u64::MAX);
+        // Reading from memory into nothing cannot fail.
+        let _ = io::copy(&mut observed, &mut io::sink());
+        if let Some(actual) = observed.finish().filter(|actual| actual != expected) {
+            let what = format!("the digest of {what}");
+            return Err(SourceError::Digest { what, expected: expected.clone(), actual });
+        }
+    }
+    serde_json::from_slice(bytes).map_err(|source| SourceError::Json { what: what.to_owned(), source })
 }
 
 /// Whether an image called `name` is meant by `wanted`: all of it, its end

@@ -15,9 +15,12 @@ use super::{
     tree::{Data, Inode, NameId, Tree},
 };
 
+/// linux/limits.h
+const XATTR_LIST_MAX: usize = 65536;
+
 /// Lists `root`. Contents stay where they are.
 pub(crate) fn scan(root: &Path) -> Result<Tree, SourceError> {
-    let mut scan = Scan { root, tree: Tree::default(), seen: HashMap::new() };
+    let mut scan = Scan { root, tree: Tree::default(), seen: HashMap::new(), names: vec![0; XATTR_LIST_MAX] };
     scan.tree.directory = root.to_owned();
     let mut pending = vec![PathBuf::new()];
     while let Some(directory) = pending.pop() {
@@ -31,6 +34,8 @@ struct Scan<'a> {
     tree: Tree,
     /// Files with several names, by device and inode number.
     seen: HashMap<(u64, u64), NameId>,
+    /// Room for the names of a file's attributes.
+    names: Vec<u8>,
 }
 
 impl Scan<'_> {
@@ -47,6 +52,7 @@ impl Scan<'_> {
             let (name, path) = (directory.join(found.file_name()), found.path());
             let metadata = found.metadata().map_err(|source| SourceError::Read { path, source })?;
             let inode = inode(&metadata).map_err(|error| refused(&name, error))?;
+            self.attributes(&name)?;
             let text = found.file_name();
             let placed = (|| {
                 let parent = self.tree.make_directories(directory.as_os_str().as_bytes(), 1)?;
@@ -72,6 +78,21 @@ impl Scan<'_> {
                 pending.push(name);
             }
         }
+        Ok(())
+    }
+}
+
+impl Scan<'_> {
+    /// Not of what a symbolic link leads to.
+    fn attributes(&mut self, name: &Path) -> Result<(), SourceError> {
+        let path = self.root.join(name);
+        let len = match rustix::fs::llistxattr(&path, &mut self.names[..]) {
+            // The file system has none.
+            Err(rustix::io::Errno::OPNOTSUPP) => 0,
+            listed => listed.map_err(|error| SourceError::Read { path, source: error.into() })?,
+        };
+        let names = self.names[..len].split(|&byte| byte == 0);
+        self.tree.left_out.note(name.as_os_str().as_bytes(), names);
         Ok(())
     }
 }

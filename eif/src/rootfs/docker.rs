@@ -31,9 +31,30 @@ pub fn open_archive(
     opening: Opening,
     second_spool: &mut dyn FnMut() -> io::Result<File>,
 ) -> Result<ContainerImage, SourceError> {
-    let files = Files::in_archive(path, &opening.limits, second_spool)?;
-    let absent =
-        || SourceError::NotAnImage { path: path.to_owned(), expected: ARCHIVE, missing: "manifest.json" };
+    open_files(&Files::in_archive(path, &opening.limits, second_spool)?, reference, opening)
+}
+
+/// As [`open_archive`], for an archive that is open already; `name` is for messages.
+pub fn read_archive(
+    file: File,
+    name: &Path,
+    reference: Option<&str>,
+    opening: Opening,
+    second_spool: &mut dyn FnMut() -> io::Result<File>,
+) -> Result<ContainerImage, SourceError> {
+    open_files(&Files::of_archive(file, name, &opening.limits, second_spool)?, reference, opening)
+}
+
+fn open_files(
+    files: &Files,
+    reference: Option<&str>,
+    opening: Opening,
+) -> Result<ContainerImage, SourceError> {
+    let absent = || SourceError::NotAnImage {
+        path: files.path().to_owned(),
+        expected: ARCHIVE,
+        missing: "manifest.json",
+    };
     let (manifests, _): (Vec<Manifest>, _) = files.find("manifest.json")?.ok_or_else(absent)?.json(None)?;
     let manifest = choose(&manifests, reference)?;
 

@@ -93,7 +93,6 @@ pub(crate) struct Merge {
     expanded: u64,
     /// Bytes of plain archives read so far.
     read: u64,
-    capabilities: u64,
 }
 
 /// The spool is the first origin of a tree.
@@ -120,7 +119,6 @@ impl Merge {
             entries: 0,
             expanded: 0,
             read: 0,
-            capabilities: 0,
         }
     }
 
@@ -169,13 +167,7 @@ impl Merge {
     pub(crate) fn finish(mut self) -> Result<(Tree, Vec<String>), SourceError> {
         let spool = self.spool.finish().map_err(SourceError::Spool)?;
         self.tree.origins.insert(usize::from(SPOOL), spool);
-        let mut notes = Vec::new();
-        if self.capabilities > 0 {
-            notes.push(format!(
-                "{} files have capabilities of their own: they are left out, programs in an enclave gain no rights by being started",
-                self.capabilities
-            ));
-        }
+        let notes = self.tree.notes();
         Ok((self.tree, notes))
     }
 
@@ -260,6 +252,7 @@ impl Merge {
         if member.kind == Kind::HardLink {
             return Ok(self.hard_link(member, directory, text)?);
         }
+        self.tree.left_out.note(&member.path, member.xattrs.iter().map(Vec::as_slice));
         let inode = self.inode(member, reader, contents)?;
         self.tree.put(directory, text, inode, self.layer)?;
         Ok(())
@@ -272,11 +265,7 @@ impl Merge {
         contents: Contents,
     ) -> Result<Inode, Failed> {
         let (kind, data) = match member.kind {
-            Kind::File | Kind::HardLink => {
-                let capable = member.xattrs.iter().any(|name| name == b"security.capability");
-                self.capabilities += u64::from(capable);
-                (S_IFREG, self.content(member, reader, contents)?)
-            }
+            Kind::File | Kind::HardLink => (S_IFREG, self.content(member, reader, contents)?),
             Kind::Symlink => (S_IFLNK, self.target(&member.link)?),
             Kind::Directory => (S_IFDIR, Data::None),
             Kind::Fifo => (S_IFIFO, Data::None),

@@ -14,6 +14,7 @@
 //! and no name is ever given to the file system. Read [`tree`], then `layer`.
 
 mod archive;
+mod attributes;
 mod compression;
 mod config;
 mod digest;
@@ -31,9 +32,12 @@ use std::{fs::File, io, path::PathBuf};
 
 pub use config::RunConfig;
 pub use digest::Digest;
-pub use docker::open_archive as open_docker_archive;
+pub use docker::{open_archive as open_docker_archive, read_archive as read_docker_archive};
 pub use layer::Refused;
-pub use oci::{open_archive as open_oci_archive, open_layout as open_oci_layout};
+pub use oci::{
+    Blobs, Wanted, open_archive as open_oci_archive, open_document as open_oci_document,
+    open_layout as open_oci_layout, read_archive as read_oci_archive,
+};
 pub use tar::TarError;
 pub use tree::Tree;
 
@@ -113,6 +117,8 @@ pub enum SourceError {
     Ambiguous { found: Vec<String> },
     #[error("there is no image for linux/{wanted}; there are: {}", list(.found))]
     NoSuchPlatform { wanted: Architecture, found: Vec<String> },
+    #[error("cannot fetch {what}")]
+    Fetch { what: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{what} is compressed in a way that is not supported ({kind})")]
     Compression { what: String, kind: &'static str },
     #[error("cannot decompress {what}")]

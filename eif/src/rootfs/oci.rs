@@ -2,11 +2,12 @@
 //! (OCI image specification: image-layout.md, image-index.md, manifest.md).
 //!
 //! ```text
-//! oci-layout, index.json ─▶ (index ─▶)* manifest ─▶ config
-//!                                          └──────▶ layers, lowest first
+//! oci-layout, index.json ─┐
+//! a registry's document ──┴▶ (index ─▶)* manifest ─▶ config
+//!                                            └─────▶ layers, lowest first
 //! ```
 
-use std::{fs::File, io, path::Path};
+use std::{error::Error, fs::File, io, path::Path};
 
 use serde::Deserialize;
 
@@ -34,6 +35,14 @@ struct Marker {
 #[derive(Deserialize)]
 struct Index {
     manifests: Vec<Descriptor>,
+}
+
+/// An index or a manifest: what a registry has under a name.
+#[derive(Deserialize)]
+struct Document {
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
 }
 
 #[derive(Deserialize)]
@@ -67,7 +76,7 @@ pub fn open_layout(
     reference: Option<&str>,
     opening: Opening,
 ) -> Result<ContainerImage, SourceError> {
-    Layout { files: Files::in_directory(path) }.open(reference, opening)
+    open_files(&Files::in_directory(path), reference, opening)
 }
 
 /// Opens an image of the layout in the tar archive `path`. `second_spool` makes
@@ -78,84 +87,196 @@ pub fn open_archive(
     opening: Opening,
     second_spool: &mut dyn FnMut() -> io::Result<File>,
 ) -> Result<ContainerImage, SourceError> {
-    Layout { files: Files::in_archive(path, &opening.limits, second_spool)? }.open(reference, opening)
+    open_files(&Files::in_archive(path, &opening.limits, second_spool)?, reference, opening)
 }
 
-struct Layout {
-    files: Files,
+/// As [`open_archive`], for an archive that is open already; `name` is for messages.
+pub fn read_archive(
+    file: File,
+    name: &Path,
+    reference: Option<&str>,
+    opening: Opening,
+    second_spool: &mut dyn FnMut() -> io::Result<File>,
+) -> Result<ContainerImage, SourceError> {
+    open_files(&Files::of_archive(file, name, &opening.limits, second_spool)?, reference, opening)
 }
 
-impl Layout {
-    fn open(&self, reference: Option<&str>, opening: Opening) -> Result<ContainerImage, SourceError> {
-        let absent = |missing| SourceError::NotAnImage {
-            path: self.files.path().to_owned(),
-            expected: LAYOUT,
-            missing,
-        };
-        let marker = self.files.find("oci-layout")?.ok_or_else(|| absent("oci-layout"))?;
-        let (Marker { version }, _) = marker.json(None)?;
-        if !version.starts_with("1.") {
-            let why = format!("its layout has version {version:?}");
-            return Err(SourceError::Unusable { what: marker.what, why });
+/// Something that a document names by its digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Of all its bytes.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// An index or manifest; registries keep these apart from other blobs.
+    pub is_manifest: bool,
+}
+
+/// Where blobs come from that are not in files: a registry.
+pub trait Blobs {
+    /// A file for each that is wanted, in the same order, with its bytes and
+    /// nothing else. Sizes and digests are compared by the caller.
+    fn fetch(&self, wanted: &[Wanted]) -> Result<Vec<File>, Box<dyn Error + Send + Sync>>;
+}
+
+/// Opens the image that `document`, an index or a manifest, describes; it must
+/// have the digest `expected`, if one is known. What it names comes from
+/// `blobs`. `name` is for messages.
+pub fn open_document(
+    name: &str,
+    document: &[u8],
+    expected: Option<&Digest>,
+    blobs: &dyn Blobs,
+    opening: Opening,
+) -> Result<ContainerImage, SourceError> {
+    let parsed: Document = super::archive::parse_json(name, document, expected)?;
+    let place = Place::Elsewhere { name, blobs };
+    let manifest = match parsed {
+        // What one reader takes for an index and another for a manifest is two images (CVE-2021-41190).
+        Document { manifests: Some(_), layers: Some(_), .. } => {
+            let why = "it is an index and a manifest at once".to_owned();
+            return Err(SourceError::Unusable { what: name.to_owned(), why });
         }
-        let (index, _) = self.files.find("index.json")?.ok_or_else(|| absent("index.json"))?.json(None)?;
-        let manifest = self.manifest(&index, reference, opening.architecture)?;
-        self.image(&manifest, opening)
+        Document { manifests: Some(manifests), .. } => {
+            let found = manifests.iter().map(|one| one.digest.to_string()).collect();
+            let chosen = place.manifest(manifests, opening.architecture)?;
+            place.read_manifest(&chosen.ok_or(SourceError::Ambiguous { found })?)?
+        }
+        Document { config: Some(config), layers: Some(layers), .. } => Manifest { config, layers },
+        Document { .. } => {
+            let why = "it is neither an index nor a manifest of an image".to_owned();
+            return Err(SourceError::Unusable { what: name.to_owned(), why });
+        }
+    };
+    place.image(manifest, name, opening)
+}
+
+fn open_files(
+    files: &Files,
+    reference: Option<&str>,
+    opening: Opening,
+) -> Result<ContainerImage, SourceError> {
+    let absent =
+        |missing| SourceError::NotAnImage { path: files.path().to_owned(), expected: LAYOUT, missing };
+    let marker = files.find("oci-layout")?.ok_or_else(|| absent("oci-layout"))?;
+    let (Marker { version }, _) = marker.json(None)?;
+    if !version.starts_with("1.") {
+        let why = format!("its layout has version {version:?}");
+        return Err(SourceError::Unusable { what: marker.what, why });
+    }
+    let (Index { manifests }, _) =
+        files.find("index.json")?.ok_or_else(|| absent("index.json"))?.json(None)?;
+    let tags = manifests.iter().map(Descriptor::name).collect::<Vec<_>>();
+    let named: Vec<Descriptor> = match reference {
+        None => manifests,
+        Some(wanted) => manifests.into_iter().filter(|found| found.is_called(wanted)).collect(),
+    };
+    if let (Some(wanted), []) = (reference, &named[..]) {
+        return Err(SourceError::NoSuchImage { wanted: wanted.to_owned(), found: tags });
+    }
+    let place = Place::Files(files);
+    let chosen = place.manifest(named, opening.architecture)?;
+    let chosen = chosen.ok_or(SourceError::Ambiguous { found: tags })?;
+    place.image(place.read_manifest(&chosen)?, &place.name(), opening)
+}
+
+/// Where the blobs of an image lie.
+enum Place<'a> {
+    Files(&'a Files),
+    Elsewhere { name: &'a str, blobs: &'a dyn Blobs },
+}
+
+impl Place<'_> {
+    fn name(&self) -> String {
+        match self {
+            Place::Files(files) => files.path().display().to_string(),
+            Place::Elsewhere { name, .. } => (*name).to_owned(),
+        }
     }
 
-    /// The one manifest that is meant.
+    /// The one manifest that is meant; nothing when several may be.
     fn manifest(
         &self,
-        index: &Index,
-        reference: Option<&str>,
+        mut at: Vec<Descriptor>,
         architecture: Architecture,
-    ) -> Result<Descriptor, SourceError> {
-        let named: Vec<&Descriptor> = match reference {
-            None => index.manifests.iter().collect(),
-            Some(wanted) => index.manifests.iter().filter(|found| found.is_called(wanted)).collect(),
-        };
-        let tags = || index.manifests.iter().map(Descriptor::name).collect::<Vec<_>>();
-        if let (Some(wanted), []) = (reference, &named[..]) {
-            return Err(SourceError::NoSuchImage { wanted: wanted.to_owned(), found: tags() });
-        }
-        let mut at: Vec<Descriptor> = named.into_iter().cloned().collect();
+    ) -> Result<Option<Descriptor>, SourceError> {
         for _ in 0..MAX_DEPTH {
-            let chosen = match choose(&at, architecture)? {
-                Some(chosen) => chosen,
-                None => return Err(SourceError::Ambiguous { found: tags() }),
-            };
+            let Some(chosen) = choose(&at, architecture)? else { return Ok(None) };
             if !chosen.is_index() {
-                return Ok(chosen);
+                return Ok(Some(chosen));
             }
-            let (Index { manifests }, _) = self.blob(&chosen)?.json(Some(&chosen.digest))?;
+            let (Index { manifests }, _) = self.blob(&chosen, true)?.json(Some(&chosen.digest))?;
             at = manifests;
         }
         let why = format!("its indexes are nested more than {MAX_DEPTH} deep");
-        Err(SourceError::Unusable { what: self.files.path().display().to_string(), why })
+        Err(SourceError::Unusable { what: self.name(), why })
     }
 
-    fn image(&self, manifest: &Descriptor, opening: Opening) -> Result<ContainerImage, SourceError> {
-        let blob = self.blob(manifest)?;
-        let (Manifest { config, layers }, _) = blob.json(Some(&manifest.digest))?;
-        let config_blob = self.blob(&config)?;
+    fn read_manifest(&self, manifest: &Descriptor) -> Result<Manifest, SourceError> {
+        Ok(self.blob(manifest, true)?.json(Some(&manifest.digest))?.0)
+    }
+
+    fn image(&self, manifest: Manifest, what: &str, opening: Opening) -> Result<ContainerImage, SourceError> {
+        let Manifest { config, layers } = manifest;
+        let config_blob = self.blob(&config, false)?;
         let (parsed, _): (Config, _) = config_blob.json(Some(&config.digest))?;
-        let layers = layers.iter().map(|layer| {
-            layer.check_layer(&blob.what)?;
-            Ok((self.blob(layer)?, Some(layer.digest.clone())))
-        });
-        let layers = layers.collect::<Result<Vec<_>, SourceError>>()?;
-        merge(&parsed, config.digest, &config_blob.what, layers, opening)
+        // Before anything large is fetched.
+        check(&parsed, &config_blob.what, layers.len(), &opening)?;
+        let mut left = opening.limits.total;
+        for layer in &layers {
+            layer.check_layer(what)?;
+            left = left
+                .checked_sub(layer.size)
+                .ok_or(SourceError::Limit { what: "bytes in the layers", limit: opening.limits.total })?;
+        }
+        let blobs = self.blobs(&layers, false)?;
+        let digests = layers.iter().map(|layer| Some(layer.digest.clone()));
+        merge(&parsed, config.digest, &config_blob.what, blobs.into_iter().zip(digests).collect(), opening)
     }
 
-    /// What a descriptor names; its digest is not checked here.
-    fn blob(&self, descriptor: &Descriptor) -> Result<Blob, SourceError> {
-        let digest = &descriptor.digest;
-        let blob = self.files.open(&format!("blobs/{}/{}", digest.algorithm(), digest.hex()))?;
-        let actual = blob.range.end - blob.range.start;
-        if actual != descriptor.size {
-            return Err(SourceError::Size { what: blob.what, expected: descriptor.size, actual });
+    fn blob(&self, descriptor: &Descriptor, is_manifest: bool) -> Result<Blob, SourceError> {
+        let mut blobs = self.blobs(std::slice::from_ref(descriptor), is_manifest)?;
+        blobs.pop().ok_or_else(|| self.incomplete())
+    }
+
+    /// What descriptors name; the digests are not checked here.
+    fn blobs(&self, descriptors: &[Descriptor], is_manifest: bool) -> Result<Vec<Blob>, SourceError> {
+        let blobs = match self {
+            Place::Files(files) => {
+                let open = |wanted: &Descriptor| {
+                    files.open(&format!("blobs/{}/{}", wanted.digest.algorithm(), wanted.digest.hex()))
+                };
+                descriptors.iter().map(open).collect::<Result<Vec<_>, _>>()?
+            }
+            Place::Elsewhere { name, blobs } => {
+                let wanted: Vec<_> = descriptors
+                    .iter()
+                    .map(|found| Wanted { digest: found.digest.clone(), size: found.size, is_manifest })
+                    .collect();
+                let fetched = blobs.fetch(&wanted);
+                let fetched =
+                    fetched.map_err(|source| SourceError::Fetch { what: (*name).to_owned(), source })?;
+                let blob = |(file, wanted): (File, Wanted)| {
+                    let len = file.metadata().map_err(SourceError::Spool)?.len();
+                    Ok(Blob { what: format!("{} of {name}", wanted.digest), file, range: 0..len })
+                };
+                fetched.into_iter().zip(wanted).map(blob).collect::<Result<Vec<_>, SourceError>>()?
+            }
+        };
+        if blobs.len() != descriptors.len() {
+            return Err(self.incomplete());
         }
-        Ok(blob)
+        for (blob, descriptor) in blobs.iter().zip(descriptors) {
+            let (expected, actual) = (descriptor.size, blob.range.end - blob.range.start);
+            if expected != actual {
+                return Err(SourceError::Size { what: blob.what.clone(), expected, actual });
+            }
+        }
+        Ok(blobs)
+    }
+
+    fn incomplete(&self) -> SourceError {
+        SourceError::Unusable { what: self.name(), why: "a blob is missing".to_owned() }
     }
 }
 
@@ -168,6 +289,17 @@ pub(crate) fn merge(
     layers: Vec<(Blob, Option<Digest>)>,
     opening: Opening,
 ) -> Result<ContainerImage, SourceError> {
+    check(config, what, layers.len(), &opening)?;
+    let mut merge = Merge::new(opening.limits, opening.spool);
+    for ((blob, expected), diff_id) in layers.iter().zip(&config.rootfs.diff_ids) {
+        merge.apply(blob, &Vouched::Digests { blob: expected.clone(), diff_id: diff_id.clone() })?;
+    }
+    let (tree, notes) = merge.finish()?;
+    Ok(ContainerImage { tree, config: config.run(), digest, notes })
+}
+
+/// That the configuration is of such an image.
+fn check(config: &Config, what: &str, layers: usize, opening: &Opening) -> Result<(), SourceError> {
     let unusable = |why: String| SourceError::Unusable { what: what.to_owned(), why };
     let wanted = go_name(opening.architecture);
     if config.os != "linux" || config.architecture != wanted {
@@ -176,16 +308,14 @@ pub(crate) fn merge(
             found: vec![format!("{}/{}", config.os, config.architecture)],
         });
     }
-    if config.rootfs.kind != "layers" || config.rootfs.diff_ids.len() != layers.len() {
-        let (ids, layers) = (config.rootfs.diff_ids.len(), layers.len());
+    if config.rootfs.kind != "layers" || config.rootfs.diff_ids.len() != layers {
+        let ids = config.rootfs.diff_ids.len();
         return Err(unusable(format!("it describes {ids} layers, the manifest {layers}")));
     }
-    let mut merge = Merge::new(opening.limits, opening.spool);
-    for ((blob, expected), diff_id) in layers.iter().zip(&config.rootfs.diff_ids) {
-        merge.apply(blob, &Vouched::Digests { blob: expected.clone(), diff_id: diff_id.clone() })?;
+    if layers > opening.limits.layers {
+        return Err(SourceError::Limit { what: "layers", limit: opening.limits.layers as u64 });
     }
-    let (tree, notes) = merge.finish()?;
-    Ok(ContainerImage { tree, config: config.run(), digest, notes })
+    Ok(())
 }
 
 /// The only one, or the only one for `architecture`; nothing when several are.

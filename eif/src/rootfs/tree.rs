@@ -17,6 +17,7 @@ use std::{
 
 use hashbrown::HashTable;
 
+use super::attributes::LeftOut;
 use crate::cpio::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 
 /// What Linux unpacks (PATH_MAX with the NUL is 4096), less the directories
@@ -146,6 +147,7 @@ pub struct Tree {
     /// Where [`Data::Named`] is, and the files of [`Data::Stored`].
     pub(crate) directory: PathBuf,
     pub(crate) origins: Vec<File>,
+    pub(crate) left_out: LeftOut,
 }
 
 impl Default for Tree {
@@ -160,6 +162,7 @@ impl Default for Tree {
             hasher: RandomState::new(),
             directory: PathBuf::new(),
             origins: Vec::new(),
+            left_out: LeftOut::default(),
         }
     }
 }
@@ -168,6 +171,11 @@ impl Tree {
     /// Live entries, the root itself not counted.
     pub fn entries(&self) -> usize {
         self.index.len()
+    }
+
+    /// What could not be kept, in words for a person.
+    pub fn notes(&self) -> Vec<String> {
+        self.left_out.notes()
     }
 
     /// Bytes of content that a ramdisk of this tree carries.
