@@ -23,6 +23,7 @@ demo: programs
 
 test: programs
 	scripts/setup.sh test
+	scripts/container-tools.sh target/container-tools
 	scripts/with-huge-pages.sh $(TEST_PAGES) $(CARGO) test --workspace
 	$(CARGO) test --manifest-path attestation/conformance/Cargo.toml --target-dir target/conformance
 	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)

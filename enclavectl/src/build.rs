@@ -23,7 +23,7 @@ use crate::{
     pod_image::{Built, PodImageArgs},
     progress,
     report::{MeasurementsReport, print_json},
-    source::{Opened, Source},
+    source::{Access, Opened, Source},
 };
 
 /// AWS's command lines for its own kernels (aws-nitro-enclaves-cli, blobs/).
@@ -78,30 +78,42 @@ struct SourceArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct WhichSource {
     /// Directory that becomes the workload's root filesystem
     #[arg(long, value_name = "DIR")]
     rootfs: Option<PathBuf>,
-    /// Container image or root filesystem: `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`,
-    /// `docker-archive:FILE[:TAG]`, `rootfs:DIR` or `tar:FILE`; `@DIGEST` in place of `:TAG`
+    /// Container image or root filesystem:
+    /// `docker-daemon:NAME[:TAG]`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`,
+    /// `docker-archive:FILE[:TAG]`, `rootfs:DIR` or `tar:FILE`; of files `@DIGEST` in
+    /// place of `:TAG` [default: the manifest's `image`]
     #[arg(long, value_name = "SOURCE")]
     image: Option<Source>,
 }
 
 impl SourceArgs {
-    fn open(&self, architecture: Architecture, scratch: &Path) -> Result<Opened, Failure> {
-        let limits = Limits {
+    fn limits(&self) -> Limits {
+        Limits {
             total: self.max_bytes,
             entries: self.max_entries,
             window: self.max_window,
             ..Limits::default()
-        };
-        match &self.which {
-            WhichSource { image: Some(source), .. } => source.open(architecture, limits, scratch),
-            // The parser has seen to it that there is one of them.
-            WhichSource { rootfs, image: None } => {
-                Source::Directory(rootfs.clone().unwrap_or_default()).open(architecture, limits, scratch)
+        }
+    }
+
+    /// The flag's, or the manifest's, whose paths are meant from its own directory.
+    fn source(&self, manifest: &Manifest, path: &Path) -> Result<Source, Failure> {
+        match (&self.which, &manifest.image) {
+            (WhichSource { image: Some(source), .. }, _) => Ok(source.clone()),
+            (WhichSource { rootfs: Some(rootfs), .. }, _) => Ok(Source::Directory(rootfs.clone())),
+            (_, Some(image)) => {
+                let describe = || format!("cannot use image {image:?} of manifest {}", path.display());
+                let source: Source = image.parse().with_context(describe).or_blame(Blame::Usage)?;
+                Ok(source.relative_to(directory(path)))
+            }
+            (_, None) => {
+                let error = anyhow!("--image or --rootfs is required: {} names no image", path.display());
+                Err(Failure::new(Blame::Usage, error))
             }
         }
     }
@@ -122,11 +134,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let kernel = open_kernel(&args.kernel)?;
     let agent_path = program_path(args.agent.as_deref(), AGENT_NAME, "--agent")?;
     let agent = open_agent(&agent_path, kernel.architecture)?;
+    let source = args.source.source(&manifest, &args.app)?;
     let pod_image = args.pod_image.open(&manifest, kernel.architecture)?;
     let describe = || format!("cannot create {}", args.output.display());
     let output = OutputFile::create(&args.output).with_context(describe).or_blame(Blame::CannotCreate)?;
 
-    let Opened { tree, config, notes } = args.source.open(kernel.architecture, directory(&args.output))?;
+    let access = Access { limits: args.source.limits(), scratch: directory(&args.output) };
+    let Opened { tree, config, notes } = source.open(kernel.architecture, &access)?;
     for note in notes {
         eprintln!("note: {note}");
     }
@@ -241,7 +255,7 @@ fn read_manifest(path: &Path) -> Result<Manifest, Failure> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read manifest {}", path.display()))
         .or_blame(Blame::NoInput)?;
-    Manifest::from_yaml(&text)
+    Manifest::parse(&text)
         .with_context(|| format!("cannot use manifest {}", path.display()))
         .or_blame(Blame::Usage)
 }

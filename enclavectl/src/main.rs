@@ -3,6 +3,7 @@
 
 mod attest;
 mod build;
+mod daemon;
 mod egress;
 mod failure;
 mod inspect;

@@ -1,6 +1,9 @@
-//! `enclave.yaml`: what an application is called, how it is started, and what
-//! it may do. Over the container image's own configuration, if there is one, it
-//! becomes the agent's measured settings.
+//! `enclave.yaml`: what an application is called, where its image is, how it is
+//! started, and what it may do. Over the container image's own configuration, if
+//! there is one, it becomes the agent's measured settings. AWS's
+//! enclave_manifest.json is read in its place.
+
+mod aws;
 
 use std::collections::BTreeMap;
 
@@ -9,13 +12,16 @@ use serde::Deserialize;
 use wire::settings::{LogAccess, NsmAccess, Ready, Settings, VsockAccess};
 
 /// The manifest. Unknown fields are refused.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Manifest {
     /// The image's name. Only in its metadata.
     pub(crate) name: String,
     /// The image's version. Only in its metadata.
     pub(crate) version: String,
+    /// Where the root filesystem comes from unless the command line says: as
+    /// `--image` has it, paths from the manifest's directory.
+    pub(crate) image: Option<String>,
     /// Program and first arguments. Replaces the image's ENTRYPOINT and its
     /// CMD, which was written for that one.
     entrypoint: Option<Vec<String>>,
@@ -49,8 +55,12 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    pub(crate) fn from_yaml(text: &str) -> anyhow::Result<Manifest> {
-        Ok(serde_saphyr::from_str(text)?)
+    /// Reads our manifest, or AWS's.
+    pub(crate) fn parse(text: &str) -> anyhow::Result<Manifest> {
+        match aws::parse(text)? {
+            Some(manifest) => Ok(manifest),
+            None => Ok(serde_saphyr::from_str(text)?),
+        }
     }
 
     /// The agent's settings: argv is the entrypoint followed by the command,
@@ -111,7 +121,7 @@ mod tests {
         let text = format!(
             "{HEAD}entrypoint: [/hello, -v]\ncmd: [serve]\nenv: {{B: x=y, A: ''}}\ningress: [8080]\n"
         );
-        let settings = Manifest::from_yaml(&text).unwrap().settings(&RunConfig::default());
+        let settings = Manifest::parse(&text).unwrap().settings(&RunConfig::default());
         assert_eq!(settings.argv, ["/hello", "-v", "serve"]);
         assert_eq!(settings.env, ["A=", "B=x=y"]);
         assert_eq!((settings.user.as_str(), settings.workdir.as_str()), ("0:0", "/"));
@@ -127,7 +137,7 @@ mod tests {
         let text = format!(
             "{HEAD}cmd: [/a]\nready: notify\nnsm: direct\nvsock: allow\nlogs: forward\nuser: www:www\nworkdir: /srv\n"
         );
-        let settings = Manifest::from_yaml(&text).unwrap().settings(&RunConfig::default());
+        let settings = Manifest::parse(&text).unwrap().settings(&RunConfig::default());
         assert_eq!(
             (settings.ready, settings.nsm, settings.vsock, settings.logs),
             (Ready::Notify, NsmAccess::Direct, VsockAccess::Allow, LogAccess::Forward)
@@ -138,8 +148,8 @@ mod tests {
     #[test]
     fn unknown_fields_and_words_are_refused() {
         for line in ["colour: red", "nsm: full", "ingress: [65536]", "entrypoint: /hello", "env: {A: [1]}"] {
-            assert!(Manifest::from_yaml(&format!("{HEAD}{line}\n")).is_err(), "{line}");
+            assert!(Manifest::parse(&format!("{HEAD}{line}\n")).is_err(), "{line}");
         }
-        assert!(Manifest::from_yaml("version: '1'\ncmd: [/a]\n").is_err(), "a name is required");
+        assert!(Manifest::parse("version: '1'\ncmd: [/a]\n").is_err(), "a name is required");
     }
 }

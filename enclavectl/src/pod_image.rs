@@ -9,6 +9,7 @@
 //! so that the same files give the same digest. Written as an OCI image layout
 //! (directory), or as an archive that is a layout and a docker archive at once.
 
+mod local;
 mod tarball;
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
 };
 
 use anyhow::Context;
+use clap::ArgGroup;
 use eif::{Architecture, Measurements, boot_files::open_agent, rootfs::Digest};
 use serde_json::{Value, json};
 
@@ -25,7 +27,6 @@ use self::tarball::{Content, Tarball};
 use crate::{
     failure::{Blame, Failure, OrBlame},
     manifest::Manifest,
-    output::{OutputFile, directory},
 };
 
 /// Beside this program, when `--shim` is not given.
@@ -37,22 +38,28 @@ const HTTP_PORT: u16 = 9090;
 
 /// The container image to write besides the enclave image.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("pod").multiple(true).args(["pod_image", "pod_rootfs"]))]
 pub(crate) struct PodImageArgs {
     /// Container image to write: PATH.tar becomes an archive (OCI layout and
     /// docker archive), any other path an OCI image layout in a new directory
     #[arg(long, value_name = "PATH")]
     pod_image: Option<PathBuf>,
+    /// New directory to write the container image's files into, for another
+    /// builder to make an image of
+    #[arg(long, value_name = "DIR")]
+    pod_rootfs: Option<PathBuf>,
     /// Shim, a static program [default: enclave-shim beside enclavectl]
-    #[arg(long, value_name = "FILE", requires = "pod_image")]
+    #[arg(long, value_name = "FILE", requires = "pod")]
     shim: Option<PathBuf>,
     /// The shim's configuration [default: the manifest's ingress ports, HTTP on port 9090]
-    #[arg(long, value_name = "FILE", requires = "pod_image")]
+    #[arg(long, value_name = "FILE", requires = "pod")]
     shim_config: Option<PathBuf>,
 }
 
 /// Everything that was asked for and found, before anything is built.
 pub(crate) struct PodImage {
-    path: PathBuf,
+    image: Option<PathBuf>,
+    rootfs: Option<PathBuf>,
     shim: File,
     config: Vec<u8>,
 }
@@ -64,7 +71,9 @@ impl PodImageArgs {
         manifest: &Manifest,
         architecture: Architecture,
     ) -> Result<Option<PodImage>, Failure> {
-        let Some(path) = &self.pod_image else { return Ok(None) };
+        if self.pod_image.is_none() && self.pod_rootfs.is_none() {
+            return Ok(None);
+        }
         let shim_path = crate::build::program_path(self.shim.as_deref(), SHIM_NAME, "--shim")?;
         let shim = open_agent(&shim_path, architecture)?;
         let config = match &self.shim_config {
@@ -74,11 +83,15 @@ impl PodImageArgs {
             }
             None => default_config(manifest),
         };
-        if !is_archive(path) && fs::read_dir(path).is_ok_and(|mut found| found.next().is_some()) {
-            let error = anyhow::anyhow!("{} is there and not empty", path.display());
-            return Err(Failure::new(Blame::CannotCreate, error));
+        let directories = self.pod_image.iter().filter(|path| !is_archive(path)).chain(&self.pod_rootfs);
+        for path in directories {
+            if fs::read_dir(path).is_ok_and(|mut found| found.next().is_some()) {
+                let error = anyhow::anyhow!("{} is there and not empty", path.display());
+                return Err(Failure::new(Blame::CannotCreate, error));
+            }
         }
-        Ok(Some(PodImage { path: path.clone(), shim, config }))
+        let (image, rootfs) = (self.pod_image.clone(), self.pod_rootfs.clone());
+        Ok(Some(PodImage { image, rootfs, shim, config }))
     }
 }
 
@@ -108,10 +121,10 @@ pub(crate) struct Built<'a> {
 }
 
 impl PodImage {
-    /// Writes the container image, whole or not at all. Gives the digest of
-    /// its manifest, by which a registry will know it.
+    /// Writes the container image, whole or not at all. Gives the
+    /// digest of its manifest, by which a registry will know it.
     pub(crate) fn write(&self, manifest: &Manifest, built: &Built<'_>) -> Result<Digest, Failure> {
-        let describe = || format!("cannot create {}", self.path.display());
+        let describe = || "cannot make the container image".to_owned();
         let layer = self.layer(built.eif).with_context(describe).or_blame(Blame::Io)?;
         let image = Image::describe(
             manifest,
@@ -119,12 +132,17 @@ impl PodImage {
             layer.digest().with_context(describe).or_blame(Blame::Io)?,
             layer.len(),
         );
-        let written = if is_archive(&self.path) {
-            self.write_archive(&image, &layer)
-        } else {
-            self.write_layout(&image, &layer)
-        };
-        written.with_context(describe).or_blame(Blame::CannotCreate)?;
+        let cannot = |path: &Path| format!("cannot create {}", path.display());
+        if let Some(path) = &self.image {
+            let written = match is_archive(path) {
+                true => local::archive(path, &image, &layer),
+                false => local::layout(path, &image, &layer),
+            };
+            written.with_context(|| cannot(path)).or_blame(Blame::CannotCreate)?;
+        }
+        if let Some(path) = &self.rootfs {
+            local::files(path, &layer).with_context(|| cannot(path)).or_blame(Blame::CannotCreate)?;
+        }
         Ok(image.manifest.digest)
     }
 
@@ -135,39 +153,6 @@ impl PodImage {
         layer.file("enclave/shim.yaml", 0o644, Content::Bytes(self.config.clone()));
         layer.file("enclave-shim", 0o755, Content::of_file(&self.shim)?);
         Ok(layer)
-    }
-
-    fn write_layout(&self, image: &Image, layer: &Tarball) -> io::Result<()> {
-        let beside = tempfile::Builder::new().prefix(".enclavectl-").tempdir_in(directory(&self.path))?;
-        for (name, bytes) in image.files() {
-            let path = beside.path().join(name);
-            fs::create_dir_all(directory(&path))?;
-            fs::write(path, bytes)?;
-        }
-        let mut blob = File::create_new(beside.path().join(blob_name(&image.layer)))?;
-        layer.write(&mut blob)?;
-        // A temporary directory is for its owner alone.
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(beside.path(), mode)?;
-        // Over an empty directory, too.
-        fs::rename(beside.path(), &self.path)?;
-        // It is not there any more, and must not be removed from its new place.
-        let _ = beside.keep();
-        Ok(())
-    }
-
-    fn write_archive(&self, image: &Image, layer: &Tarball) -> io::Result<()> {
-        let output = OutputFile::create(&self.path)?;
-        let mut archive = Tarball::default();
-        archive.directory("blobs/");
-        archive.directory("blobs/sha256/");
-        let mut file = output.file()?;
-        for (name, bytes) in image.files() {
-            archive.file(&name, 0o644, Content::Bytes(bytes.clone()));
-        }
-        archive.file(&blob_name(&image.layer), 0o644, Content::Tarball(layer.try_clone()?));
-        archive.write(&mut file)?;
-        output.publish()
     }
 }
 

@@ -124,7 +124,7 @@ fn request(args: &Args) -> Result<Request, Failure> {
     let text = fs::read_to_string(&args.app)
         .with_context(|| format!("cannot read manifest {}", args.app.display()))
         .or_blame(Blame::NoInput)?;
-    let manifest = Manifest::from_yaml(&text)
+    let manifest = Manifest::parse(&text)
         .with_context(|| format!("cannot use manifest {}", args.app.display()))
         .or_blame(Blame::Usage)?;
     let image = Image::open(&args.eif)?;

@@ -10,12 +10,16 @@ use std::{
 use eif::{
     Architecture,
     rootfs::{
-        self, Digest, Limits, Opening, RunConfig, SourceError, Tree, open_directory, open_docker_archive,
-        open_oci_archive, open_oci_layout, open_tar,
+        ContainerImage, Digest, Limits, Opening, RunConfig, SourceError, Tree, open_directory,
+        open_docker_archive, open_oci_archive, open_oci_layout, open_tar, read_docker_archive,
+        read_oci_archive,
     },
 };
 
-use crate::failure::{Blame, Failure};
+use crate::{
+    daemon::{self, DaemonError},
+    failure::{Blame, Failure},
+};
 
 /// Where a root filesystem comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,15 +29,20 @@ pub(crate) enum Source {
     DockerArchive(PathBuf, Option<String>),
     Directory(PathBuf),
     Tar(PathBuf),
+    /// A name with its tag, or an ID.
+    DockerDaemon(String),
 }
 
 /// Why text names no source.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParseSourceError {
     #[error(
-        "a source is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or tar:FILE"
+        "a source is docker-daemon:NAME[:TAG], oci:DIR[:TAG], \
+         oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or tar:FILE"
     )]
     Kind,
+    #[error("{name:?} is not the name of a container image")]
+    Name { name: String },
     #[error("the path is empty")]
     NoPath,
 }
@@ -52,10 +61,20 @@ impl FromStr for Source {
             "docker-archive" => Source::DockerArchive(path.into(), reference),
             "rootfs" => Source::Directory(rest.into()),
             "tar" => Source::Tar(rest.into()),
+            "docker-daemon" => Source::DockerDaemon(daemon_name(rest)?),
             _ => return Err(ParseSourceError::Kind),
         };
         if path.is_empty() { Err(ParseSourceError::NoPath) } else { Ok(source) }
     }
+}
+
+/// Without a tag Docker would give all that it has of this name.
+fn daemon_name(name: &str) -> Result<String, ParseSourceError> {
+    if !daemon::is_name(name) {
+        return Err(ParseSourceError::Name { name: name.to_owned() });
+    }
+    let last = name.rsplit('/').next().unwrap_or(name);
+    Ok(if last.contains([':', '@']) { name.to_owned() } else { format!("{name}:latest") })
 }
 
 /// `PATH`, `PATH:TAG`, `PATH:NAME:TAG` or `PATH@DIGEST`.
@@ -80,19 +99,27 @@ pub(crate) struct Opened {
     pub(crate) notes: Vec<String>,
 }
 
+/// How a source may be read.
+pub(crate) struct Access<'a> {
+    pub(crate) limits: Limits,
+    /// For unnamed files of what was compressed or fetched: should be on a disk
+    /// with room for it.
+    pub(crate) scratch: &'a Path,
+}
+
+impl Access<'_> {
+    fn spool(&self) -> io::Result<File> {
+        tempfile::tempfile_in(self.scratch)
+    }
+}
+
 impl Source {
-    /// Opens the source. Layers that are compressed go into an unnamed file in
-    /// `scratch`, which should be on a disk with room for them.
-    pub(crate) fn open(
-        &self,
-        architecture: Architecture,
-        limits: Limits,
-        scratch: &Path,
-    ) -> Result<Opened, Failure> {
-        let mut spool = || tempfile::tempfile_in(scratch);
+    /// Opens the source; of several images the one for `architecture`.
+    pub(crate) fn open(&self, architecture: Architecture, access: &Access<'_>) -> Result<Opened, Failure> {
+        let mut spool = || access.spool();
         let opening = |spool: io::Result<File>| {
             let spool = spool.map_err(SourceError::Spool)?;
-            Ok::<_, SourceError>(Opening { architecture, limits, spool })
+            Ok::<_, SourceError>(Opening { architecture, limits: access.limits, spool })
         };
         let image = match self {
             Source::Directory(path) => return Ok(open_directory(path).map(Opened::plain)?),
@@ -106,21 +133,58 @@ impl Source {
             Source::DockerArchive(path, reference) => {
                 open_docker_archive(path, reference.as_deref(), opening(spool())?, &mut spool)?
             }
+            Source::DockerDaemon(name) => {
+                let mut file = spool().map_err(SourceError::Spool)?;
+                daemon::save(name, &mut file, access.limits.total)?;
+                saved(name, &file, &|| opening(access.spool()), &mut spool)?
+            }
         };
-        let rootfs::ContainerImage { tree, config, notes, .. } = image;
+        let ContainerImage { tree, config, notes, .. } = image;
         Ok(Opened { tree, config, notes })
+    }
+
+    /// The same source, with a relative path meant from `directory`.
+    pub(crate) fn relative_to(self, directory: &Path) -> Source {
+        match self {
+            Source::OciLayout(path, reference) => Source::OciLayout(directory.join(path), reference),
+            Source::OciArchive(path, reference) => Source::OciArchive(directory.join(path), reference),
+            Source::DockerArchive(path, reference) => Source::DockerArchive(directory.join(path), reference),
+            Source::Directory(path) => Source::Directory(directory.join(path)),
+            Source::Tar(path) => Source::Tar(directory.join(path)),
+            elsewhere @ Source::DockerDaemon(_) => elsewhere,
+        }
+    }
+}
+
+/// An image that the daemon has saved into `file`. An ID is the digest of the
+/// image's configuration or, where Docker keeps its images in containerd, of its
+/// manifest: then the archive is a layout as well.
+fn saved(
+    name: &str,
+    file: &File,
+    opening: &dyn Fn() -> Result<Opening, SourceError>,
+    spool: &mut dyn FnMut() -> io::Result<File>,
+) -> Result<ContainerImage, SourceError> {
+    let title = PathBuf::from(format!("docker-daemon:{name}"));
+    let again = || file.try_clone().map_err(SourceError::Spool);
+    let image = read_docker_archive(again()?, &title, None, opening()?, spool)?;
+    match name.parse::<Digest>() {
+        Ok(id) if id != image.digest => {
+            read_oci_archive(again()?, &title, Some(&id.to_string()), opening()?, spool)
+        }
+        _ => Ok(image),
     }
 }
 
 impl Opened {
     fn plain(tree: Tree) -> Opened {
-        Opened { tree, config: RunConfig::default(), notes: Vec::new() }
+        Opened { notes: tree.notes(), tree, config: RunConfig::default() }
     }
 }
 
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Failure {
-        let blame = match error {
+        let blame = match &error {
             SourceError::Read { .. } => Blame::NoInput,
             SourceError::Spool(_) => Blame::Io,
             SourceError::NoSuchImage { .. } | SourceError::Ambiguous { .. } => Blame::Usage,
@@ -130,7 +194,21 @@ impl From<SourceError> for Failure {
     }
 }
 
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Failure {
+        let blame = match error {
+            DaemonError::Host { .. } => Blame::Usage,
+            DaemonError::Unreachable { .. } | DaemonError::Interrupted { .. } => Blame::Unavailable,
+            DaemonError::NoSuchImage { .. } => Blame::NoInput,
+            DaemonError::Status { .. } | DaemonError::TooLong { .. } => Blame::Data,
+            DaemonError::Spool { .. } => Blame::Io,
+        };
+        Failure::new(blame, error)
+    }
+}
+
 #[cfg(test)]
+#[allow(clippy::panic, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -148,12 +226,29 @@ mod tests {
         assert_eq!(parse("rootfs:/a:b"), Source::Directory("/a:b".into()));
         assert_eq!(parse("tar:/a:b"), Source::Tar("/a:b".into()));
         let digest = format!("sha256:{}", "0".repeat(64));
-        assert_eq!(parse(&format!("oci:a@{digest}")), Source::OciLayout("a".into(), Some(digest)));
+        assert_eq!(parse(&format!("oci:a@{digest}")), Source::OciLayout("a".into(), Some(digest.clone())));
+        for (text, name) in
+            [("a/b", "a/b:latest"), ("h:5000/a", "h:5000/a:latest"), ("a:1", "a:1"), (&digest, &digest)]
+        {
+            assert_eq!(parse(&format!("docker-daemon:{text}")), Source::DockerDaemon(name.to_owned()));
+        }
     }
 
     #[test]
     fn what_names_no_source_is_refused() {
-        for text in ["", "a", "oci", "docker:a", "oci:", "tar:", "oci-archive::v1"] {
+        for text in [
+            "",
+            "a",
+            "oci",
+            "docker:a",
+            "oci:",
+            "tar:",
+            "oci-archive::v1",
+            "docker://a",
+            "docker-daemon:",
+            "docker-daemon:a b",
+            "docker-daemon:../a",
+        ] {
             assert!(text.parse::<Source>().is_err(), "{text}");
         }
     }

@@ -2,146 +2,13 @@
 //! runs it. Images are made by tar and converted by skopeo where installed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
+mod inputs;
+
+use std::{collections::BTreeMap, fs};
 
 use eif::{Image, rootfs::Digest};
+use inputs::{Inputs, MANIFEST, PROGRAM, failed, is_installed, succeeded};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use wire::settings::Settings;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_enclavectl");
-const MANIFEST: &str = "name: hello\nversion: '1.2'\ningress: [8080]\n";
-
-/// A container image as a layout, kernel and manifest, in one directory.
-struct Inputs(TempDir);
-
-impl Inputs {
-    fn new(run: &Value) -> Inputs {
-        let inputs = Inputs(tempfile::tempdir().unwrap());
-        fs::create_dir_all(inputs.path("rootfs/etc")).unwrap();
-        fs::write(inputs.path("rootfs/hello"), "program").unwrap();
-        fs::write(inputs.path("rootfs/etc/motd"), "hello\n").unwrap();
-        for (name, mode) in [("rootfs/hello", 0o755), ("rootfs/etc/motd", 0o644), ("rootfs/etc", 0o755)] {
-            fs::set_permissions(inputs.path(name), fs::Permissions::from_mode(mode)).unwrap();
-        }
-        fs::write(inputs.path("enclave.yaml"), MANIFEST).unwrap();
-        fs::write(inputs.path("kernel"), bzimage()).unwrap();
-        let root = "--owner=0 --group=0 --mtime=@0 --sort=name";
-        inputs.shell(&format!("tar {root} -cf layer.tar -C rootfs etc hello"));
-        inputs.layout(run);
-        inputs
-    }
-
-    /// The layout `oci`, of layer.tar.
-    fn layout(&self, run: &Value) {
-        fs::create_dir_all(self.path("oci/blobs/sha256")).unwrap();
-        fs::write(self.path("oci/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-        let layer =
-            self.blob("application/vnd.oci.image.layer.v1.tar", &fs::read(self.path("layer.tar")).unwrap());
-        let rootfs = json!({"type": "layers", "diff_ids": [layer["digest"]]});
-        let config = json!({"architecture": "amd64", "os": "linux", "config": run, "rootfs": rootfs});
-        let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
-        let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
-        let mut manifest =
-            self.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes());
-        manifest["annotations"] = json!({"org.opencontainers.image.ref.name": "v1"});
-        let index = json!({"schemaVersion": 2, "manifests": [manifest]});
-        fs::write(self.path("oci/index.json"), index.to_string()).unwrap();
-    }
-
-    fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
-        let digest = Digest::sha256(bytes);
-        fs::write(self.path("oci/blobs/sha256").join(digest.hex()), bytes).unwrap();
-        json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()})
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn shell(&self, command: &str) -> Output {
-        let output = Command::new("sh").args(["-c", command]).current_dir(self.0.path()).output().unwrap();
-        assert!(output.status.success(), "{command}: {output:?}");
-        output
-    }
-
-    /// This program itself serves as agent and shim, being a static program.
-    fn build(&self, arguments: &[&str]) -> Output {
-        Command::new(PROGRAM)
-            .current_dir(self.0.path())
-            .env_remove("SOURCE_DATE_EPOCH")
-            .args([
-                "build",
-                "--kernel",
-                "kernel",
-                "--app",
-                "enclave.yaml",
-                "-o",
-                "out.eif",
-                "--agent",
-                PROGRAM,
-            ])
-            .args(arguments)
-            .output()
-            .unwrap()
-    }
-
-    #[track_caller]
-    fn image(&self, arguments: &[&str]) -> Vec<u8> {
-        succeeded(&self.build(arguments));
-        fs::read(self.path("out.eif")).unwrap()
-    }
-
-    /// The agent's settings in the image that was built last.
-    fn settings(&self) -> Settings {
-        let bytes = fs::read(self.path("out.eif")).unwrap();
-        let image = Image::parse(&bytes).unwrap();
-        let section = image.layout().ramdisks().nth(1).unwrap();
-        let input = std::io::BufReader::new(image.reader(section));
-        let mut reader = eif::cpio::Reader::new(input).unwrap();
-        let found = std::iter::from_fn(|| reader.next_entry().unwrap())
-            .find(|entry| entry.name == wire::settings::SETTINGS_PATH.as_bytes()[1..])
-            .unwrap();
-        let start = (section.payload.start + found.data_offset) as usize;
-        Settings::from_json(&bytes[start..start + found.size as usize]).unwrap()
-    }
-}
-
-/// As much of a bzImage as identifies one (Documentation/arch/x86/boot.rst).
-fn bzimage() -> Vec<u8> {
-    let mut bytes = vec![0x90; 0x8000];
-    bytes[0x1FE..0x200].copy_from_slice(&[0x55, 0xAA]);
-    bytes[0x202..0x206].copy_from_slice(b"HdrS");
-    bytes[0x20E..0x210].copy_from_slice(&[0, 0]);
-    bytes
-}
-
-#[track_caller]
-fn succeeded(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-#[track_caller]
-fn failed(output: &Output, code: i32, expected: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
-    assert!(stderr.contains(expected), "{stderr}");
-}
-
-fn is_installed(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
-    if !found {
-        eprintln!("SKIPPED: the program {program} is not installed");
-    }
-    found
-}
 
 #[test]
 fn an_image_has_the_same_bytes_from_every_source() {
@@ -239,9 +106,9 @@ fn argv_environment_user_and_directory_follow_the_image_and_the_manifest() {
 fn unusable_sources_are_named_and_leave_nothing_behind() {
     let inputs = Inputs::new(&json!({"Cmd": ["/hello"]}));
     fs::write(inputs.path("short.tar"), &fs::read(inputs.path("layer.tar")).unwrap()[..700]).unwrap();
-    let before = names(inputs.0.path());
+    let before = inputs.names();
     for (arguments, code, message) in [
-        (&["--image", "docker://hello"][..], 64, "a source is oci:DIR"),
+        (&["--image", "docker:hello"][..], 64, "a source is docker-daemon:NAME"),
         (&["--image", "oci:oci:v2"], 64, "no image v2; there are: v1"),
         (&["--image", "oci:nowhere"], 65, "has no oci-layout"),
         (&["--image", "oci-archive:nowhere"], 66, "cannot read nowhere"),
@@ -260,17 +127,8 @@ fn unusable_sources_are_named_and_leave_nothing_behind() {
         (&["--image", "oci:oci", "--pod-image", "new", "--shim", "enclave.yaml"], 65, "not a 64-bit"),
     ] {
         failed(&inputs.build(arguments), code, message);
-        assert_eq!(names(inputs.0.path()), before, "{arguments:?}");
+        assert_eq!(inputs.names(), before, "{arguments:?}");
     }
-}
-
-fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// Builds a pod image at `path`; gives its manifest's digest.

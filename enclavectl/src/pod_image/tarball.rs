@@ -2,8 +2,10 @@
 //! everything belongs to root. ustar, with GNU's base 256 for large sizes.
 
 use std::{
-    fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    fs::{self, File, Permissions},
+    io::{self, Cursor, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::Path,
 };
 
 use eif::rootfs::Digest;
@@ -14,7 +16,14 @@ const OCTAL_LIMIT: u64 = 1 << 33;
 
 #[derive(Default)]
 pub(crate) struct Tarball {
-    members: Vec<(Vec<u8>, Content)>,
+    members: Vec<Member>,
+}
+
+struct Member {
+    name: String,
+    mode: u32,
+    header: Vec<u8>,
+    content: Content,
 }
 
 /// What a member holds.
@@ -46,6 +55,14 @@ impl Content {
         })
     }
 
+    fn reader(&self) -> io::Result<Box<dyn Read + Send>> {
+        Ok(match self {
+            Content::Bytes(bytes) => Box::new(Cursor::new(bytes.clone())),
+            Content::File(file, len) => Box::new(Whole { file: file.try_clone()?, position: 0, len: *len }),
+            Content::Tarball(tarball) => tarball.reader()?,
+        })
+    }
+
     fn write(&self, output: &mut File) -> io::Result<()> {
         match self {
             Content::Bytes(bytes) => output.write_all(bytes),
@@ -65,51 +82,88 @@ impl Content {
 impl Tarball {
     /// `name` ends in a slash.
     pub(crate) fn directory(&mut self, name: &str) {
-        self.members.push((header(b'5', name, 0o755, 0), Content::Bytes(Vec::new())));
+        self.push(b'5', name, 0o755, Content::Bytes(Vec::new()));
     }
 
     /// `name` has at most 100 bytes.
     pub(crate) fn file(&mut self, name: &str, mode: u32, content: Content) {
-        self.members.push((header(b'0', name, mode, content.len()), content));
+        self.push(b'0', name, mode, content);
+    }
+
+    fn push(&mut self, kind: u8, name: &str, mode: u32, content: Content) {
+        let header = header(kind, name, mode, content.len());
+        self.members.push(Member { name: name.to_owned(), mode, header, content });
     }
 
     pub(crate) fn len(&self) -> u64 {
-        let members = self.members.iter().map(|(_, content)| BLOCK + content.len().next_multiple_of(BLOCK));
+        let members = self.members.iter().map(|member| BLOCK + member.content.len().next_multiple_of(BLOCK));
         members.sum::<u64>() + 2 * BLOCK
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Tarball> {
-        let members = self.members.iter().map(|(header, content)| Ok((header.clone(), content.try_clone()?)));
+        let members = self.members.iter().map(|member| {
+            let (name, header) = (member.name.clone(), member.header.clone());
+            Ok(Member { name, mode: member.mode, header, content: member.content.try_clone()? })
+        });
         Ok(Tarball { members: members.collect::<io::Result<_>>()? })
     }
 
     /// Digest of the bytes that [`Tarball::write`] writes.
     pub(crate) fn digest(&self) -> io::Result<Digest> {
-        let mut stream: Box<dyn Read + '_> = Box::new(io::empty());
-        for (header, content) in &self.members {
-            let body: Box<dyn Read + '_> = match content {
-                Content::Bytes(bytes) => Box::new(&bytes[..]),
-                Content::File(file, len) => {
-                    let mut file = file;
-                    file.seek(SeekFrom::Start(0))?;
-                    Box::new(file.take(*len))
-                }
-                // Only the outermost archive holds one, and nobody asks for its digest.
-                Content::Tarball(_) => return Err(io::ErrorKind::Unsupported.into()),
-            };
+        Digest::sha256_of(self.reader()?)
+    }
+
+    /// The bytes that [`Tarball::write`] writes.
+    pub(crate) fn reader(&self) -> io::Result<Box<dyn Read + Send>> {
+        let mut stream: Box<dyn Read + Send> = Box::new(io::empty());
+        for Member { header, content, .. } in &self.members {
             let padding = io::repeat(0).take(padding(content.len()));
-            stream = Box::new(stream.chain(&header[..]).chain(body).chain(padding));
+            let member = Cursor::new(header.clone()).chain(content.reader()?).chain(padding);
+            stream = Box::new(stream.chain(member));
         }
-        Digest::sha256_of(stream.chain(io::repeat(0).take(2 * BLOCK)))
+        Ok(Box::new(stream.chain(io::repeat(0).take(2 * BLOCK))))
+    }
+
+    /// Writes the members as files below `root`.
+    pub(crate) fn unpack(&self, root: &Path) -> io::Result<()> {
+        for Member { name, mode, content, .. } in &self.members {
+            let path = root.join(name);
+            if name.ends_with('/') {
+                fs::create_dir(&path)?;
+            } else {
+                content.write(&mut File::create_new(&path)?)?;
+            }
+            fs::set_permissions(&path, Permissions::from_mode(*mode))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn write(&self, output: &mut File) -> io::Result<()> {
-        for (header, content) in &self.members {
+        for Member { header, content, .. } in &self.members {
             output.write_all(header)?;
             content.write(output)?;
             output.write_all(&[0; BLOCK as usize][..padding(content.len()) as usize])?;
         }
         output.write_all(&[0; 2 * BLOCK as usize])
+    }
+}
+
+/// All of a file; one that has become shorter is an error, not the end.
+struct Whole {
+    file: File,
+    position: u64,
+    len: u64,
+}
+
+impl Read for Whole {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.len - self.position).unwrap_or(usize::MAX).min(buffer.len());
+        let count = self.file.read_at(&mut buffer[..wanted], self.position)?;
+        if count == 0 && wanted > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.position += count as u64;
+        Ok(count)
     }
 }
 
