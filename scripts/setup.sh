@@ -6,7 +6,7 @@ set -euo pipefail
 declare -A package_of=([cc]='gcc libc6-dev' [make]=make [dpkg-deb]=dpkg [pgrep]=procps [curl]=curl [openssl]=openssl)
 if [ "${1:-build}" = test ]; then
     package_of+=([python3]=python3 [socat]=socat [cpio]=cpio [ip]=iproute2 [strace]=strace
-        [busybox]=busybox-static [skopeo]=skopeo [umoci]=umoci [zstd]=zstd [go]=golang-go)
+        [busybox]=busybox-static [skopeo]=skopeo [umoci]=umoci [zstd]=zstd [go]=golang-go [runc]=runc)
 fi
 
 command -v cargo >/dev/null || {

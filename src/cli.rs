@@ -95,6 +95,9 @@ pub(crate) struct Knobs {
     /// Number of CPUs as the device plugin granted them; weaker than the two above.
     #[arg(long, value_name = "COUNT", env = "NITRO_ENCLAVES_CPUS", hide = true)]
     pub(crate) granted_cpus: Option<u32>,
+    /// The node's enclave slots that the device plugin granted; names the first in logs, metrics and reports.
+    #[arg(long, value_name = "ID,ID", env = "ENCLAVE_SHIM_SLOT", value_delimiter = ',', hide = true)]
+    pub(crate) slots: Option<Vec<u32>>,
     /// Show the enclave's console. All PCRs are then zero.
     #[arg(long, env = "ENCLAVE_SHIM_DEBUG", value_parser = FalseyValueParser::new())]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]

@@ -107,6 +107,14 @@ fn ask(socket: &Path, request: &str) -> u8 {
 fn announce(config: &Config) {
     let whole = config.drain.whole().as_secs_f64().ceil();
     tracing::info!("terminationGracePeriodSeconds of the pod must be at least {whole}");
+    if let [_, unused @ ..] = config.slots.as_slice()
+        && !unused.is_empty()
+    {
+        tracing::warn!(
+            ?unused,
+            "more enclave slots were granted than the one that is used: ask for one a container"
+        );
+    }
     if config.debug {
         let zero = "0".repeat(96);
         tracing::warn!("**************** DEBUG MODE: THIS ENCLAVE KEEPS NO SECRETS ****************");

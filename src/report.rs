@@ -32,6 +32,9 @@ struct Report<'a> {
     explanation: &'a Explanation,
     #[serde(skip_serializing_if = "Option::is_none")]
     cid: Option<u32>,
+    /// The node's slot, where a device plugin granted one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slot: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<&'a str>,
     timeline: &'a [Step],
@@ -77,6 +80,7 @@ pub(crate) fn run_ended(outcome: &Outcome, config: &Config, timeline: &Timeline,
             kind: ending.kind(),
             explanation: &explanation,
             cid: outcome.cid.map(|cid| cid.get()),
+            slot: config.slots.first().copied(),
             plan: outcome.plan.as_deref(),
             timeline: &steps,
             console: &outcome.console.last(LAST_LINES),
@@ -97,6 +101,7 @@ pub(crate) fn not_begun(failure: &Failure, place: &Place) -> u8 {
         kind: failure.exit.name(),
         explanation: &failure.explanation,
         cid: None,
+        slot: None,
         plan: None,
         timeline: &[],
         console: &[],
@@ -205,6 +210,7 @@ mod tests {
             kind: Exit::Image.name(),
             explanation: &explanation,
             cid: Some(16),
+            slot: Some(2),
             plan: None,
             timeline: &[Step { step: "planned", at_ms: 3 }],
             console: &[],

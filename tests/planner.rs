@@ -5,7 +5,7 @@
 
 mod machine;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use machine::shim::config_file;
 use machine::{Image, Node, Shim};
+use nix::fcntl::{Flock, FlockArg};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -21,6 +22,8 @@ struct Group {
     path: PathBuf,
     /// Taking the controller away from the root takes it from every group.
     _alone: MutexGuard<'static, ()>,
+    /// Containers of other tests use the controller, too (`machine::container`).
+    _controller: Option<Flock<File>>,
     /// What was enabled in the root group for it.
     enabled: Option<PathBuf>,
 }
@@ -30,6 +33,8 @@ impl Group {
     fn with_limit(name: &str, bytes: u64) -> Option<Group> {
         static ONE: Mutex<()> = Mutex::new(());
         let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = File::create("/run/lock/enclave-shim-hugetlb").ok();
+        let controller = lock.and_then(|file| Flock::lock(file, FlockArg::LockExclusive).ok());
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let (root, limit) = mounts.lines().find_map(|line| {
             let mut fields = line.split(' ').skip(1);
@@ -49,7 +54,7 @@ impl Group {
         }
         let path = root.join(format!("enclave-shim-{name}-{}", std::process::id()));
         fs::create_dir(&path).ok()?;
-        let group = Group { path, _alone: alone, enabled };
+        let group = Group { path, _alone: alone, _controller: controller, enabled };
         fs::write(group.path.join(limit), bytes.to_string()).ok()?;
         Some(group)
     }

@@ -34,6 +34,11 @@ impl Quantity {
         (scaled % divisor == 0).then_some(Quantity { milli: sign * (scaled / divisor) })
     }
 
+    /// The value in thousandths.
+    pub fn milli(self) -> i128 {
+        self.milli
+    }
+
     /// The whole value, if it is one and not negative: bytes, or a count.
     pub fn whole(self) -> Option<u64> {
         (self.milli % 1000 == 0).then(|| u64::try_from(self.milli / 1000).ok()).flatten()

@@ -35,6 +35,7 @@ pub(crate) struct Room {
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) console: Console,
     pub(crate) debug: bool,
+    pub(crate) slot: Option<u32>,
     pub(crate) confinement: Confinement,
 }
 
@@ -48,6 +49,9 @@ struct Description<'a> {
     flags: &'static str,
     phase: &'static str,
     steps: Vec<Step>,
+    /// Where a device plugin granted one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slot: Option<u32>,
     confinement: Confinement,
     /// What came of acts that must fail, tried just now.
     forbidden: Vec<confine::Probe>,
@@ -118,6 +122,7 @@ fn describe(room: &Room) -> String {
             flags: if room.debug { "DEBUG_MODE" } else { "NONE" },
             phase: status.phase,
             steps: room.timeline.steps(),
+            slot: room.slot,
             confinement: room.confinement.clone(),
             forbidden: confine::probe(),
         })

@@ -209,7 +209,7 @@ pub(crate) fn launch(
     }
     let cid = enclave.start(mode, cid)?;
     timeline.reached("enclave started");
-    tracing::info!(%cid, slot_uid = enclave.slot_uid(), took = ?begun.elapsed(), "enclave started");
+    tracing::info!(%cid, slot = config.slots.first(), slot_uid = enclave.slot_uid(), took = ?begun.elapsed(), "enclave started");
     Ok(Started { enclave, cid, cpus, memory: plan.memory(), heartbeat })
 }
 

@@ -94,6 +94,7 @@ fn apply(config: &mut Config, knobs: &Knobs) {
     set(&mut config.eif, &knobs.eif);
     config.memory_mib = knobs.memory_mib.or(config.memory_mib);
     apply_cpus(config, knobs);
+    set(&mut config.slots, &knobs.slots);
     set(&mut config.debug, &knobs.debug);
     set(&mut config.readiness, &knobs.readiness);
     config.expect.pcr0 = knobs.expect_pcr0.or(config.expect.pcr0);
@@ -205,6 +206,7 @@ mod tests {
 eif: /srv/app.eif
 memory_mib: 128
 cpus: 4
+slots: [2]
 debug: true
 cid: 21
 ingress:

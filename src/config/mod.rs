@@ -33,6 +33,10 @@ pub(crate) struct Config {
     pub(crate) cpus: u32,
     /// CPUs by id, instead of a number. Default: none.
     pub(crate) cpu_ids: Vec<u32>,
+    /// The node's enclave slots that the device plugin granted. The first is
+    /// this enclave's, and only names it: in the log, the metrics, reports and
+    /// `describe`. Default: none.
+    pub(crate) slots: Vec<u32>,
     /// Debug mode: the console is shown and all PCRs are zero. Default: false.
     pub(crate) debug: bool,
     /// The enclave's context id, at least 4. Default: the driver's choice.
@@ -197,6 +201,7 @@ impl Default for Config {
             memory_mib: None,
             cpus: 2,
             cpu_ids: Vec::new(),
+            slots: Vec::new(),
             debug: false,
             cid: None,
             ingress: Vec::new(),

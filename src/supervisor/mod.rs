@@ -158,7 +158,7 @@ impl Supervisor {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let mut registry = prometheus_client::registry::Registry::with_prefix("enclave_shim");
-        let board = StatusBoard::register(&mut registry, Arc::clone(&timeline), config.debug);
+        let board = StatusBoard::register(&mut registry, Arc::clone(&timeline), &config);
         let traffic =
             Traffic::new(&config.limits, proxy::Metrics::register(&mut registry), stop.child_token());
         let (attestation, requests) = attestation::queue(attestation::Metrics::register(&mut registry));
@@ -183,6 +183,7 @@ impl Supervisor {
                 timeline: Arc::clone(&timeline),
                 console: console.clone(),
                 debug: config.debug,
+                slot: config.slots.first().copied(),
                 confinement: wiring.confinement,
             };
             tasks.spawn(admin::serve(listener, room, stop.clone()));

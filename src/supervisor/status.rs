@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::Phase;
+use crate::config::Config;
 use crate::timeline::Timeline;
 
 /// The phase as others see it.
@@ -50,13 +51,18 @@ pub(super) struct StatusBoard {
 }
 
 impl StatusBoard {
-    pub(super) fn register(registry: &mut Registry, timeline: Arc<Timeline>, debug: bool) -> StatusBoard {
+    pub(super) fn register(registry: &mut Registry, timeline: Arc<Timeline>, config: &Config) -> StatusBoard {
         let phases = Family::<PhaseLabel, Gauge>::default();
         registry.register("phase", "1 for the phase that the shim is in", phases.clone());
         registry.register("build", "What runs", Info::new(vec![("version", crate::log::BUILD)]));
         let mode = Gauge::<i64>::default();
-        mode.set(debug.into());
+        mode.set(config.debug.into());
         registry.register("debug_mode", "1 when the enclave has no secrets from its parent", mode);
+        if let Some(&slot) = config.slots.first() {
+            let granted = Gauge::<i64>::default();
+            granted.set(slot.into());
+            registry.register("slot", "The node's enclave slot that the device plugin granted", granted);
+        }
         registry.register_collector(Box::new(Steps(timeline)));
         let board = StatusBoard { shown: watch::Sender::new(Status::from(&Phase::Launching)), phases };
         board.show(&Phase::Launching);

@@ -91,7 +91,8 @@ impl Image {
     }
 }
 
-fn hello_rootfs() -> PathBuf {
+/// What `make programs` made of examples/hello.
+pub fn hello_rootfs() -> PathBuf {
     let rootfs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hello-rootfs");
     assert!(rootfs.join("hello").exists(), "{} is missing: run `make programs` first", rootfs.display());
     rootfs

@@ -1,12 +1,14 @@
 //! The machine that end-to-end tests run on: real programs under fakenitro,
 //! real sockets, real huge pages. Nothing here waits by sleeping blindly:
 //! [`within`] polls a condition until a deadline.
-#![allow(dead_code)] // every test file uses its own part
+#![allow(dead_code, unused_imports)] // every test file uses its own part
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on fails
 #![allow(unreachable_pub)]
 
 pub mod client;
+pub mod container;
 pub mod image;
+pub mod pod;
 pub mod shim;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +18,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use container::Container;
 pub use image::Image;
+pub use pod::Pod;
 pub use shim::Shim;
 
 /// One fakenitro node: a state directory, gone with its processes at the end.
@@ -153,6 +157,12 @@ pub fn processes_naming(needle: &str) -> Vec<u32> {
             String::from_utf8_lossy(&arguments).contains(needle)
         })
         .collect()
+}
+
+/// A number that no other test of this machine uses at the same time.
+pub fn unique_number() -> u32 {
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    std::process::id() * 64 + COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 64
 }
 
 /// The system's Python: AF_VSOCK by a program that knows nothing of this project.

@@ -148,6 +148,20 @@ impl Shim {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// Whether the process that was started is there.
+    pub fn is_running(&mut self) -> bool {
+        self.ended.is_none() && self.child.try_wait().is_ok_and(|status| status.is_none())
+    }
+
+    /// Waits for the end; for clean-up, where failing would hide the failure.
+    pub fn gone(&mut self, limit: Duration) -> bool {
+        let started = Instant::now();
+        while self.is_running() && started.elapsed() < limit {
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        !self.is_running()
+    }
+
     /// Waits for the end. Returns the exit code (128 + n if a signal ended the shim itself).
     #[track_caller]
     pub fn exit_code(&mut self, limit: Duration) -> i32 {
