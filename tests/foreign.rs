@@ -20,6 +20,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 const METADATA: &[u8] = br#"{"ImageName": "foreign", "ImageVersion": "1", "BuildMetadata": {"BuildTime": "", "BuildTool": "",
     "BuildToolVersion": "", "OperatingSystem": "", "KernelVersion": ""}, "DockerInfo": null, "CustomMetadata": null}"#;
+const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 pci=off nomodules";
 
 /// An image of examples/foreign: one ramdisk, no agent, no settings.
 fn image(node: &Node, silent: bool) -> PathBuf {
@@ -38,10 +39,10 @@ fn image(node: &Node, silent: bool) -> PathBuf {
     let archive = node.scratch().join("foreign.cpio");
     std::fs::write(&archive, ramdisk.finish().unwrap()).unwrap();
     let output = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-    let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernel/bzImage");
-    let mut kernel = File::open(kernel).unwrap();
+    let mut kernel = File::open(machine::image::kernel()).unwrap();
     let metadata = Metadata::from_json(METADATA).unwrap();
-    let mut writer = ImageWriter::create(output, Architecture::HOST, &mut kernel, "", &metadata).unwrap();
+    let mut writer =
+        ImageWriter::create(output, Architecture::HOST, &mut kernel, CMDLINE, &metadata).unwrap();
     writer.copy_ramdisk(&mut File::open(&archive).unwrap()).unwrap();
     writer.finish().unwrap();
     path

@@ -49,6 +49,11 @@ impl Image {
         Image::from_rootfs(node, HELLO, &rootfs)
     }
 
+    /// examples/hello with a command line of its own for the kernel.
+    pub fn with_cmdline(node: &Node, cmdline: &str) -> Image {
+        Image::build(node, HELLO, &hello_rootfs(), &[OsStr::new("--cmdline"), OsStr::new(cmdline)])
+    }
+
     /// examples/hello with a first process that panics the kernel when called, and
     /// whose kernel then does not wait.
     pub fn crashing(node: &Node) -> Image {

@@ -127,6 +127,12 @@ pub fn limit(process: Duration, machine: Duration) -> Duration {
     if boots_kernels() { machine } else { process }
 }
 
+/// How long to wait for what is no promise about time: a hang has to become a
+/// failure, and a machine whose processor is emulated beside others no hang.
+pub fn patience(limit: Duration) -> Duration {
+    if boots_kernels() { 6 * limit } else { limit }
+}
+
 /// A program of the workspace, built beside the shim.
 pub fn program_path(name: &str) -> PathBuf {
     let shim = PathBuf::from(env!("CARGO_BIN_EXE_enclave-shim"));
@@ -135,9 +141,10 @@ pub fn program_path(name: &str) -> PathBuf {
     path
 }
 
-/// Polls `condition` until it holds; fails the test after `limit`.
+/// Polls `condition` until it holds; fails the test after `limit`, see [`patience`].
 #[track_caller]
 pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
+    let limit = patience(limit);
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < limit, "not within {limit:?}: {what}");

@@ -199,6 +199,7 @@ impl Shim {
     /// Like [`within`], but fails at once, with the log, when the shim has ended.
     #[track_caller]
     pub fn until(&mut self, limit: Duration, what: &str, mut condition: impl FnMut(&Shim) -> bool) {
+        let limit = super::patience(limit);
         let started = Instant::now();
         while !condition(self) {
             let ended = self.child.try_wait().unwrap();

@@ -226,38 +226,47 @@ fn image_with(
 const METADATA: &str = r#"{"ImageName":"probe","ImageVersion":"1","BuildMetadata":{"BuildTime":"1970-01-01T00:00:00Z",
 "BuildTool":"test","BuildToolVersion":"1","OperatingSystem":"none","KernelVersion":"none"},"DockerInfo":null,"CustomMetadata":null}"#;
 
-/// Huge pages of 2 MiB for one test at a time; given back when dropped.
+/// Huge pages of 2 MiB for one test at a time; what had to be added is given back when dropped.
 pub struct HugePages {
-    before: u64,
+    before: Option<u64>,
     _turn: MutexGuard<'static, ()>,
 }
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
+const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 static TURN: Mutex<()> = Mutex::new(());
 
 impl HugePages {
     pub fn reserve(mib: u64) -> HugePages {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = || -> u64 { fs::read_to_string(POOL).unwrap().trim().parse().unwrap() };
-        let before = read();
+        let read = |path: &str| -> u64 { fs::read_to_string(path).unwrap().trim().parse().unwrap() };
+        if read(FREE) >= mib / 2 {
+            return HugePages { before: None, _turn: turn };
+        }
+        let before = read(POOL);
         fs::write(POOL, (before + mib / 2).to_string()).unwrap();
-        assert_eq!(read(), before + mib / 2, "the kernel has no {mib} MiB of huge pages to give");
-        HugePages { before, _turn: turn }
+        assert_eq!(read(POOL), before + mib / 2, "the kernel has no {mib} MiB of huge pages to give");
+        HugePages { before: Some(before), _turn: turn }
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        let _ = fs::write(POOL, self.before.to_string());
+        if let Some(before) = self.before {
+            let _ = fs::write(POOL, before.to_string());
+        }
     }
 }
 
-/// Polls a condition; fails the test after ten seconds.
+/// Longer than an emulated boot takes beside others.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls a condition; fails the test after [`PATIENCE`].
 #[track_caller]
 pub fn within(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::park_timeout(Duration::from_millis(5));
     }
 }
