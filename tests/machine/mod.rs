@@ -91,6 +91,19 @@ impl Node {
         serde_json::from_slice(&bytes).unwrap()
     }
 
+    /// What the node and its enclaves said, for a test that has failed.
+    fn show_logs(&self) {
+        let enclaves = std::fs::read_dir(self.path().join("enclaves")).into_iter().flatten().flatten();
+        let logs =
+            enclaves.flat_map(|enclave| ["console.log", "qemu.log"].map(|log| enclave.path().join(log)));
+        for log in std::iter::once(self.path().join("fakenitro.log")).chain(logs) {
+            let Ok(bytes) = std::fs::read(&log) else { continue };
+            let text = String::from_utf8_lossy(&bytes);
+            let from = text.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
+            eprintln!("--- {} ---\n{}", log.display(), &text[from..]);
+        }
+    }
+
     fn fakenitro(&self, arguments: &[&str]) -> Output {
         Command::new(program_path("fakenitro"))
             .arg("--state")
@@ -105,8 +118,7 @@ impl Drop for Node {
     /// Every test ends with a machine that nobody uses any more.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.path().join("fakenitro.log");
-            eprintln!("--- {} ---\n{}", log.display(), std::fs::read_to_string(&log).unwrap_or_default());
+            self.show_logs();
             return;
         }
         let needle = self.path().display().to_string();

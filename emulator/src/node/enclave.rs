@@ -269,8 +269,9 @@ impl Running {
             Body::Process(engine) => engine.wait(),
             Body::Machine(machine) => machine.qemu.wait(),
         };
-        if let Err(error) = waited {
-            eprintln!("enclave {}: cannot wait for the engine: {error}", self.enclave.cid);
+        match waited {
+            Ok(status) => eprintln!("enclave {}: the engine ended: {status}", self.enclave.cid),
+            Err(error) => eprintln!("enclave {}: cannot wait for the engine: {error}", self.enclave.cid),
         }
         node.remove_enclave(self.enclave.cid);
         if let Body::Machine(machine) = self.body {
