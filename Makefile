@@ -16,7 +16,7 @@ ifneq ($(shell id -u),0)
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo --preserve-env
 endif
 
-.PHONY: demo test check bench fuzz kernel qemu programs release clean
+.PHONY: demo test machines check bench fuzz kernel qemu programs release clean
 
 demo: programs
 	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)
@@ -28,6 +28,14 @@ test: programs
 	scripts/with-huge-pages.sh $(TEST_PAGES) $(CARGO) test --workspace
 	$(CARGO) test --manifest-path attestation/conformance/Cargo.toml --target-dir target/conformance
 	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)
+	$(MAKE) machines
+
+# What boots kernels: the end-to-end tests on the qemu engine, programs of other
+# hands, and true AF_VSOCK sockets. Builds a kernel the first time.
+machines: programs
+	scripts/setup.sh machines
+	scripts/with-huge-pages.sh $(TEST_PAGES) scripts/test-machines.sh
+	scripts/true-vsock.sh
 
 programs:
 	scripts/setup.sh build

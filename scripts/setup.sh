@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Installs what the build and the tests need on Debian 12, and only what is missing.
-# Usage: scripts/setup.sh build|test
+# Usage: scripts/setup.sh build|test|machines
 set -euo pipefail
 
 declare -A package_of=([cc]='gcc libc6-dev' [make]=make [dpkg-deb]=dpkg [pgrep]=procps [curl]=curl [openssl]=openssl)
 if [ "${1:-build}" = test ]; then
     package_of+=([python3]=python3 [socat]=socat [cpio]=cpio [ip]=iproute2 [strace]=strace
         [busybox]=busybox-static [skopeo]=skopeo [umoci]=umoci [zstd]=zstd [go]=golang-go [runc]=runc)
+fi
+if [ "${1:-build}" = machines ]; then
+    package_of+=([python3]=python3 [cpio]=cpio [busybox]=busybox-static [strip]=binutils [xz]=xz-utils [pkg-config]=pkg-config)
 fi
 
 command -v cargo >/dev/null || {
@@ -24,6 +27,8 @@ if [ "${1:-build}" = test ]; then
     [ -d /usr/share/gocode/src/google.golang.org/grpc ] || missing+=(golang-google-grpc-dev)
     if command -v python3 >/dev/null; then python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv); else missing+=(python3-venv); fi
 fi
+# AWS's own programs link OpenSSL.
+if [ "${1:-build}" = machines ] && [ ! -e /usr/include/openssl/ssl.h ]; then missing+=(libssl-dev); fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 sudo=()
