@@ -46,8 +46,8 @@ pub struct Kernel {
 /// 0x1FE, `HdrS` at 0x202) and Documentation/arch/arm64/booting.rst (`ARM\x64`
 /// at 0x38).
 pub fn open_kernel(path: &Path) -> Result<Kernel, BootFileError> {
-    let (file, head) = open_with_head(path, 0x8200)?;
-    if head.get(0x1FE..0x200) == Some(&[0x55, 0xAA]) && head.get(0x202..0x206) == Some(b"HdrS") {
+    let (file, head) = open_with_head(path, BZIMAGE_HEAD)?;
+    if is_bzimage(&head) {
         let version = bzimage_version(&head).unwrap_or_else(|| "unknown".to_owned());
         return Ok(Kernel { file, architecture: Architecture::X86_64, version });
     }
@@ -57,9 +57,19 @@ pub fn open_kernel(path: &Path) -> Result<Kernel, BootFileError> {
     Err(BootFileError::NotAKernel { path: path.to_owned() })
 }
 
-/// First word of the text that the header's `kernel_version` (0x20E, less
+/// Bytes from the start within which a bzImage states its version.
+pub(crate) const BZIMAGE_HEAD: u64 = 0x8200;
+
+fn is_bzimage(head: &[u8]) -> bool {
+    head.get(0x1FE..0x200) == Some(&[0x55, 0xAA]) && head.get(0x202..0x206) == Some(b"HdrS")
+}
+
+/// First word of the text that a bzImage's `kernel_version` (0x20E, less
 /// 0x200) points to.
-fn bzimage_version(head: &[u8]) -> Option<String> {
+pub(crate) fn bzimage_version(head: &[u8]) -> Option<String> {
+    if !is_bzimage(head) {
+        return None;
+    }
     let pointer = u16::from_le_bytes([*head.get(0x20E)?, *head.get(0x20F)?]);
     if pointer == 0 {
         return None;

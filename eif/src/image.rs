@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    boot_files::{BZIMAGE_HEAD, bzimage_version},
     layout::{CRC_OFFSET, HEADER_LEN, Layout, SECTION_HEADER_LEN, Section},
     measure,
     metadata::{Metadata, MetadataError},
@@ -164,6 +165,14 @@ impl<'a> Image<'a> {
     /// The kernel's command line as it is in the file.
     pub fn cmdline(&self) -> Result<Vec<u8>, ImageError> {
         self.payload(self.layout.cmdline())
+    }
+
+    /// The kernel's version as the kernel itself states it, such as
+    /// `6.1.0-28-amd64`. Nothing where the format has none (aarch64).
+    pub fn kernel_version(&self) -> Option<String> {
+        let mut head = Vec::new();
+        self.reader(self.layout.kernel()).take(BZIMAGE_HEAD).read_to_end(&mut head).ok()?;
+        bzimage_version(&head)
     }
 
     /// The metadata, if there is any.
