@@ -16,7 +16,7 @@ ifneq ($(shell id -u),0)
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo --preserve-env
 endif
 
-.PHONY: demo test machines check bench fuzz kernel qemu programs release clean
+.PHONY: demo test machines check bench fuzz kernel qemu programs release node-package clean
 
 demo: programs
 	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)
@@ -46,6 +46,12 @@ programs:
 release:
 	scripts/setup.sh build
 	$(CARGO) build --workspace --bins --release
+
+# What nodes get: archive and Debian package of the allocator, image of the device plugin.
+node-package:
+	scripts/setup.sh build
+	$(CARGO) build --release -p enclave-node
+	scripts/node-package.sh target/$(TRIPLE)/release/enclave-node target/node-package
 
 check:
 	$(CARGO) fmt --all --check

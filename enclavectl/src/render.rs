@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use eif::Image;
-use kubernetes::render::{self, RenderError, Rendered, Request};
+use kubernetes::render::{self, NodePackage, RenderError, Rendered, Request};
 
 use crate::{
     failure::{Blame, Failure, OrBlame},
@@ -85,6 +85,13 @@ pub(crate) struct Args {
     /// Seconds that the workload has to end
     #[arg(long, value_name = "SECONDS", default_value_t = 22)]
     drain_grace: u32,
+    /// Where nodes fetch what `make node-package` made; then this project's allocator is
+    /// installed instead of AWS's package
+    #[arg(long, value_name = "URL", requires = "node_package_sha256")]
+    node_package: Option<String>,
+    /// Its SHA-256, 64 hexadecimal digits
+    #[arg(long, value_name = "HEX", requires = "node_package")]
+    node_package_sha256: Option<String>,
     /// Mount a huge page volume; enclaves do not need one, their memory is anonymous
     #[arg(long)]
     hugepage_volume: bool,
@@ -149,6 +156,11 @@ fn request(args: &Args) -> Result<Request, Failure> {
         drain_accept_seconds: args.drain_accept,
         drain_grace_seconds: args.drain_grace,
         hugepage_volume: args.hugepage_volume,
+        node_package: args
+            .node_package
+            .clone()
+            .zip(args.node_package_sha256.clone())
+            .map(|(url, sha256)| NodePackage { url, sha256 }),
         image_bytes: Some(bytes),
         image_arch: Some(lint::arch(image.layout().architecture)),
     })

@@ -322,9 +322,12 @@ impl Run {
 
     fn systemctl(&mut self, arguments: &[&str], command: &Command) {
         let units = arguments.iter().map(|word| word.strip_suffix(".service").unwrap_or(word));
-        if !units.clone().any(|unit| unit == UNIT || unit == OWN_UNIT) {
+        let mut units = units.filter(|unit| [UNIT, OWN_UNIT].contains(unit)).peekable();
+        if units.peek().is_none() {
             return;
         }
+        // deploy/systemd: the unit that comes with our package is ordered by itself.
+        self.boot.is_before |= units.any(|unit| unit == OWN_UNIT);
         let verb = arguments.iter().find(|word| !word.starts_with('-'));
         match verb {
             Some(&("start" | "restart" | "reload-or-restart")) => self.start(command),

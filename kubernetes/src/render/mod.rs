@@ -71,10 +71,21 @@ pub struct Request {
     pub drain_grace_seconds: u32,
     /// Mount a huge page volume. Nothing needs it.
     pub hugepage_volume: bool,
+    /// This project's allocator from there, instead of AWS's package.
+    pub node_package: Option<NodePackage>,
     /// The enclave image, if it is there already.
     pub image_bytes: Option<u64>,
     /// Its architecture.
     pub image_arch: Option<Arch>,
+}
+
+/// The archive that `make node-package` makes, where nodes can fetch it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePackage {
+    /// An https address.
+    pub url: String,
+    /// The archive's SHA-256 in 64 hexadecimal digits.
+    pub sha256: String,
 }
 
 /// A file to write.
@@ -161,6 +172,16 @@ fn values(request: &Request, sizing: &Sizing, profile: String) -> BTreeMap<Strin
             json!({ "medium": format!("HugePages-{size}"), "name": resource.to_lowercase() })
         })
         .collect();
+    let own: Vec<Value> = request
+        .node_package
+        .iter()
+        .map(|package| json!({ "sha256": package.sha256.to_lowercase(), "url": package.url }))
+        .collect();
+    // What starts the allocator, and what is there once it has succeeded.
+    let (unit, mark) = match request.node_package {
+        Some(_) => ("enclave-allocator.service", "/run/enclave-node/allocator.json"),
+        None => ("nitro-enclaves-allocator.service", "/run/enclave-resources-reserved"),
+    };
     let termination = request.drain_accept_seconds + request.drain_grace_seconds + 5;
     let mut values = BTreeMap::new();
     let mut set = |name: &str, value: Value| values.insert(name.to_owned(), value);
@@ -181,6 +202,10 @@ fn values(request: &Request, sizing: &Sizing, profile: String) -> BTreeMap<Strin
     set("plan", json!(sizing.plan.to_string()));
     set("pages", json!(pages));
     set("hugepageVolumes", json!(volumes));
+    set("awsAllocator", json!(own.is_empty()));
+    set("nodePackages", json!(own));
+    set("allocatorUnit", json!(unit));
+    set("reservedMark", json!(mark));
     set("capa", json!(true));
     set("karpenter", json!(true));
     set("cluster", json!(request.cluster));

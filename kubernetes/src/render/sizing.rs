@@ -1,6 +1,6 @@
 //! What follows from a request: pages, CPUs, nodes.
 
-use super::Request;
+use super::{NodePackage, Request};
 use crate::{
     instance::{Capacity, InstanceType},
     pages::{Arch, PagePlan},
@@ -57,6 +57,16 @@ pub enum RequestError {
         what: &'static str,
         /// As given.
         text: String,
+    },
+    /// An archive that nodes could not fetch, or not check.
+    #[error("the node package's {what} {text:?} is {why}")]
+    NodePackage {
+        /// Address or checksum.
+        what: &'static str,
+        /// As given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// An image that may change from one start to the next.
     #[error("{what} {image:?} is not pinned: name a tag other than latest, or a digest")]
@@ -133,6 +143,7 @@ impl Sizing {
     pub fn new(request: &Request) -> Result<Sizing, RequestError> {
         check_text(request)?;
         check_ingress(&request.ingress)?;
+        request.node_package.as_ref().map_or(Ok(()), check_package)?;
         let capacity = instance(request)?;
         let enclaves = range("enclaves per node", request.enclaves_per_node, 1, MOST_ENCLAVES)?;
         let replicas = range("replicas", request.replicas, 1, 1000)?;
@@ -243,6 +254,20 @@ fn check_text(request: &Request) -> Result<(), RequestError> {
         Some(zone) => Err(RequestError::Zone { zone: zone.clone() }),
         None => Ok(()),
     }
+}
+
+/// Both end up in a script that runs as root.
+fn check_package(package: &NodePackage) -> Result<(), RequestError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:@+%=~".contains(c);
+    let rest = package.url.strip_prefix("https://").unwrap_or_default();
+    let (what, text, why) = if rest.is_empty() || !rest.chars().all(plain) {
+        ("address", &package.url, "no plain https address")
+    } else if package.sha256.len() != 64 || !package.sha256.chars().all(|c| c.is_ascii_hexdigit()) {
+        ("SHA-256", &package.sha256, "no checksum of 64 hexadecimal digits")
+    } else {
+        return Ok(());
+    };
+    Err(RequestError::NodePackage { what, text: text.clone(), why })
 }
 
 fn check_ingress(ports: &[u16]) -> Result<(), RequestError> {

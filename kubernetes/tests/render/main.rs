@@ -11,7 +11,7 @@ use kubernetes::{
     allocator,
     lint::{self, Facts, ImageFacts, Source},
     pages::Arch,
-    render::{self, RenderError, Rendered, Request, RequestError},
+    render::{self, NodePackage, RenderError, Rendered, Request, RequestError},
     yaml,
 };
 use proptest::{prelude::*, strategy::ValueTree};
@@ -38,9 +38,27 @@ fn example() -> Request {
         drain_accept_seconds: 3,
         drain_grace_seconds: 22,
         hugepage_volume: false,
+        node_package: None,
         image_bytes: Some(64 << 20),
         image_arch: Some(Arch::X86_64),
     }
+}
+
+/// A package of this project's allocator.
+fn package() -> NodePackage {
+    NodePackage {
+        url: "https://packages.example/enclave-node-0.1.0-x86_64.tar.gz".into(),
+        sha256: "5e".repeat(32),
+    }
+}
+
+fn write_files(name: &str, files: &[Rendered]) -> PathBuf {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&directory).unwrap();
+    for rendered in files {
+        fs::write(directory.join(&rendered.name), &rendered.text).unwrap();
+    }
+    directory
 }
 
 fn file<'a>(files: &'a [Rendered], name: &str) -> &'a str {
@@ -71,7 +89,7 @@ fn requests() -> impl Strategy<Value = Request> {
     let rest = (
         prop::collection::btree_set(1024u16..65535, 0..4),
         prop::option::of(1u64..(600 << 20)),
-        any::<bool>(),
+        (any::<bool>(), any::<bool>()),
         0u32..65536,
         (0u32..60, 0u32..600),
         prop::collection::vec(
@@ -81,7 +99,7 @@ fn requests() -> impl Strategy<Value = Request> {
     );
     (types, sizes, rest).prop_map(|(instance_type, sizes, rest)| {
         let (enclaves_per_node, cpus, memory_mib, replicas) = sizes;
-        let (ports, image_bytes, hugepage_volume, device_gid, drain, zones) = rest;
+        let (ports, image_bytes, (hugepage_volume, own_allocator), device_gid, drain, zones) = rest;
         let is_arm = instance_type.contains("6g");
         Request {
             replicas,
@@ -95,6 +113,7 @@ fn requests() -> impl Strategy<Value = Request> {
             drain_accept_seconds: drain.0,
             drain_grace_seconds: drain.1,
             hugepage_volume,
+            node_package: own_allocator.then(package),
             image_bytes,
             image_arch: Some(if is_arm { Arch::Arm64 } else { Arch::X86_64 }),
             ..example()
@@ -159,7 +178,7 @@ fn pages_that_cannot_be_shared_are_rounded_up_until_they_can() {
 #[test]
 fn requests_that_cannot_be_met_say_why() {
     type Change = fn(&mut Request);
-    let cases: [(Change, &str); 13] = [
+    let cases: [(Change, &str); 15] = [
         (|r| r.ingress = vec![80, 9090], "port 9090 is the shim's own"),
         (|r| r.name = "Hello".into(), "name \"Hello\""),
         (|r| r.image = "a:latest".into(), "not pinned"),
@@ -172,6 +191,14 @@ fn requests_that_cannot_be_met_say_why() {
         (|r| r.memory_mib = 60, "needs at least 256 MiB"),
         (|r| r.memory_mib = 16384, "memory in MiB is 16384"),
         (|r| r.enclaves_per_node = 5, "enclaves per node is 5, not 1 to 4"),
+        (
+            |r| r.node_package = Some(NodePackage { url: "https://a/b;reboot".into(), ..package() }),
+            "no plain https",
+        ),
+        (
+            |r| r.node_package = Some(NodePackage { sha256: "5e".into(), ..package() }),
+            "64 hexadecimal digits",
+        ),
         (|r| r.zones = vec!["us-east-1-bos-1a".into()], "no regular availability zone"),
     ];
     for (change, text) in cases {
@@ -310,11 +337,7 @@ fn the_engine_of_helm_fills_the_chart_with_the_same_text() {
     let request = Request { hugepage_volume: true, zones: vec![], ..example() };
     for (case, request) in [("one", example()), ("two", request)] {
         let files = render::render(&request).unwrap();
-        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("chart-{case}"));
-        fs::create_dir_all(&directory).unwrap();
-        for rendered in &files {
-            fs::write(directory.join(&rendered.name), &rendered.text).unwrap();
-        }
+        let directory = write_files(&format!("chart-{case}"), &files);
         let output = Command::new("go")
             .env("GO111MODULE", "off")
             .arg("run")
@@ -329,6 +352,56 @@ fn the_engine_of_helm_fills_the_chart_with_the_same_text() {
             return;
         };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+/// Helm's Go SDK and Kubernetes' schemas, from PyPI, in an environment of their own.
+fn python() -> Result<PathBuf, String> {
+    let home = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("outside");
+    let python = home.join("bin/python");
+    let run = |command: &mut Command| match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    if run(Command::new(&python).args(["-c", "import helm_python, kubernetes_validate"])).is_err() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
+        let packages = ["helm-python-sdk==0.2.*", "kubernetes-validate==1.*"];
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
+    }
+    Ok(python)
+}
+
+#[test]
+fn helm_itself_fills_the_chart_alike_and_the_core_kinds_are_valid_for_kubernetes() {
+    let python = match python() {
+        Ok(python) => python,
+        Err(why) => {
+            return eprintln!("SKIPPED: no helm-python-sdk and kubernetes-validate from PyPI: {why}");
+        }
+    };
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let request = Request {
+        hugepage_volume: true,
+        zones: vec![],
+        ingress: vec![],
+        node_package: Some(package()),
+        ..example()
+    };
+    for (case, request) in [("plain", example()), ("odd", request)] {
+        let directory = write_files(&format!("outside-{case}"), &render::render(&request).unwrap());
+        for version in ["1.31", "1.33", "1.35"] {
+            let output = Command::new(&python)
+                .arg(manifest.join("tests/render/outside.py"))
+                .arg(manifest.join("../deploy/chart"))
+                .arg(&directory)
+                .arg(version)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+            assert_eq!(said, "4 files as Helm fills them, 5 core objects valid\n");
+        }
     }
 }
 
