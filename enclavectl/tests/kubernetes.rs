@@ -105,19 +105,9 @@ fn mistakes_of_the_caller_have_codes_of_their_own() {
 
 #[test]
 fn what_is_rendered_is_the_same_twice_and_has_no_finding() {
-    let directory =
-        directory_with("enclave.yaml", "name: hello\nversion: '1'\nentrypoint: [/hello]\ningress: [8080]\n");
+    let directory = directory_with_image();
     let path = |name: &str| directory.path().join(name);
-    fs::create_dir_all(path("rootfs")).unwrap();
-    fs::write(path("rootfs/hello"), "program").unwrap();
-    fs::write(path("kernel"), bzimage()).unwrap();
-    let built = run(
-        directory.path(),
-        &format!("build --rootfs rootfs --kernel kernel --app enclave.yaml -o out.eif --agent {PROGRAM}"),
-    );
-    assert_eq!(code(&built), 0, "{}", String::from_utf8_lossy(&built.stderr));
-
-    let render = "render --app enclave.yaml --eif out.eif --image registry.example/hello:1 --instance-type m5.xlarge \
+    let render = "render --app enclave.yaml --eif app.eif --image registry.example/hello:1 --instance-type m5.xlarge \
         --cluster c --kubernetes-version v1.33.0 --device-gid 986 \
         --device-plugin-image registry.example/enclave-node:1 --memory-mib 1024 -o made";
     assert_eq!(code(&run(directory.path(), &format!("{render} --check"))), 1, "nothing is there yet");
@@ -129,12 +119,75 @@ fn what_is_rendered_is_the_same_twice_and_has_no_finding() {
     assert_eq!(code(&run(directory.path(), &format!("{render} --check"))), 0);
     assert_eq!(fs::read_to_string(path("made/allocator.yaml")).unwrap().lines().next(), Some("---"));
 
-    let linted = run(directory.path(), "lint made --eif out.eif");
+    let linted = run(directory.path(), "lint made --eif app.eif");
     assert_eq!((code(&linted), stdout(&linted).as_str()), (0, "0 error(s), 0 warning(s), 0 advice\n"));
 
     let odd = run(directory.path(), &render.replace("-o made", "--cpus 3 -o odd"));
     assert_eq!(code(&odd), 64);
     assert!(!path("odd").exists());
+}
+
+#[test]
+fn the_commands_of_the_guide_render_and_lint_as_it_says() {
+    let directory = directory_with_image();
+    let guide =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kubernetes.md")).unwrap();
+    let guide = guide.replace("\\\n", " ");
+    let mut ran = Vec::new();
+    for line in guide.lines().filter_map(|line| line.strip_prefix("    enclavectl ")) {
+        let (command, says) = line.split_once('#').unwrap_or((line, ""));
+        let verb = command.split(' ').next().unwrap();
+        if !["render", "lint"].contains(&verb) || command.contains("...") {
+            continue;
+        }
+        let output = run(directory.path(), command);
+        assert_eq!(code(&output), 0, "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        if verb == "lint" {
+            assert_eq!(stdout(&output).trim(), says.trim(), "{command}");
+        }
+        ran.push(verb);
+    }
+    assert_eq!(ran, ["render", "lint"]);
+    let deployment = fs::read_to_string(directory.path().join("manifests/deployment.yaml")).unwrap();
+    assert!(deployment.contains("hugepages-2Mi: 768Mi"));
+}
+
+#[test]
+fn a_package_of_our_allocator_needs_its_checksum() {
+    let directory = directory_with_image();
+    let render = "render --app enclave.yaml --eif app.eif --image registry.example/hello:1 --instance-type m5.xlarge \
+        --cluster c --kubernetes-version v1.33.0 --device-gid 986 --device-plugin-image registry.example/enclave-node:1 \
+        -o made --node-package https://packages.example/enclave-node.tar.gz";
+    assert_eq!(code(&run(directory.path(), render)), 64);
+    let sum = "5e".repeat(32);
+    let rendered = run(directory.path(), &format!("{render} --node-package-sha256 {sum}"));
+    assert_eq!(code(&rendered), 0, "{}", String::from_utf8_lossy(&rendered.stderr));
+    for name in ["machine-pool.yaml", "karpenter.yaml"] {
+        let text = fs::read_to_string(directory.path().join("made").join(name)).unwrap();
+        assert!(
+            text.contains(&format!("echo \"{sum}  /run/enclave-node.tar.gz\" | sha256sum --check")),
+            "{text}"
+        );
+        assert!(!text.contains("dnf"), "{text}");
+    }
+    let linted = run(directory.path(), "lint made --eif app.eif");
+    assert_eq!((code(&linted), stdout(&linted).as_str()), (0, "0 error(s), 0 warning(s), 0 advice\n"));
+}
+
+/// `enclave.yaml`, and the image `app.eif` that was built with it.
+fn directory_with_image() -> TempDir {
+    let directory =
+        directory_with("enclave.yaml", "name: hello\nversion: '1'\nentrypoint: [/hello]\ningress: [8080]\n");
+    let path = |name: &str| directory.path().join(name);
+    fs::create_dir_all(path("rootfs")).unwrap();
+    fs::write(path("rootfs/hello"), "program").unwrap();
+    fs::write(path("kernel"), bzimage()).unwrap();
+    let built = run(
+        directory.path(),
+        &format!("build --rootfs rootfs --kernel kernel --app enclave.yaml -o app.eif --agent {PROGRAM}"),
+    );
+    assert_eq!(code(&built), 0, "{}", String::from_utf8_lossy(&built.stderr));
+    directory
 }
 
 /// As much of a bzImage as identifies one (Documentation/arch/x86/boot.rst).
