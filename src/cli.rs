@@ -50,6 +50,9 @@ pub(crate) struct Doctor {
     /// The enclave device.
     #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_DEVICE", default_value = nitro_device::DEVICE_PATH)]
     pub(crate) device: PathBuf,
+    /// An image to look at as well [default: /enclave/image.eif if it exists].
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_EIF")]
+    pub(crate) eif: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -139,7 +142,7 @@ pub(crate) struct Knobs {
     /// How long the workload may take to end after its SIGTERM [default: 22s].
     #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_DRAIN_GRACE")]
     pub(crate) drain_grace: Option<Timespan>,
-    /// How long the enclave may take to be ready [default: 60s].
+    /// How long the enclave may take to be ready [default: 60s, and 1s for each 32 MiB of the image].
     #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_BOOT_TIMEOUT")]
     pub(crate) boot_timeout: Option<Timespan>,
     /// text or json [default: text].

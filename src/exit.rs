@@ -182,9 +182,16 @@ mod tests {
 
     /// The first string of an attribute, `…` for what differs; empty if there is none.
     fn literal(attribute: &str) -> String {
-        let Some(text) = attribute.split(")]").next().unwrap().split('"').nth(1) else {
-            return String::new();
-        };
+        first_string(attribute.split(")]").next().unwrap())
+    }
+
+    /// The first string of a piece of code, as the manual writes it.
+    fn first_string(code: &str) -> String {
+        let code = code.replace("\\\"", "\u{1}");
+        let Some((_, text)) = code.split_once('"') else { return String::new() };
+        let text = text.split_once('"').map_or(text, |(text, _)| text).replace('\u{1}', "\"");
+        // A string may go on in the next line.
+        let text = text.split("\\\n").map(str::trim_start).collect::<String>();
         let mut shown = String::new();
         for (index, piece) in text.split(['{', '}']).enumerate() {
             match index % 2 {
@@ -194,6 +201,22 @@ mod tests {
             }
         }
         shown
+    }
+
+    /// The text of every call of `function` outside tests: from its bracket on.
+    fn calls(function: &str) -> Vec<(PathBuf, String)> {
+        let mut found = Vec::new();
+        for path in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("\n#[cfg(test)]").next().unwrap();
+            if path.ends_with("tests.rs") || path.ends_with("exit.rs") {
+                continue;
+            }
+            found.extend(
+                code.split(&format!("{function}(")).skip(1).map(|call| (path.clone(), call.to_owned())),
+            );
+        }
+        found
     }
 
     fn operations() -> String {
@@ -245,6 +268,66 @@ mod tests {
             assert_eq!(failure.exit.code(), code, "{failure:?}");
             assert!(failure.explanation.cause.contains(cause), "{failure:?}");
             assert!(failure.explanation.fix.contains(fix), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn every_failure_without_an_error_type_and_every_warning_is_in_the_operators_manual() {
+        let manual = operations();
+        let mut seen = 0;
+        let makers = ["Failure::new", "Failure::bug", "Explanation::new"];
+        let warnings = ["tracing::warn!", "tracing::error!", "vec![format!", "advice.push(format!"];
+        for function in makers.into_iter().chain(warnings) {
+            for (path, call) in calls(function) {
+                let message = first_string(call.split(");").next().unwrap());
+                // Text of an argument's, which is looked at where it is made.
+                if message.replace('…', "").trim().is_empty() {
+                    continue;
+                }
+                assert!(
+                    manual.contains(&format!("`{message}`")),
+                    "{}: docs/operations.md does not tell `{message}`",
+                    path.display()
+                );
+                seen += 1;
+            }
+        }
+        assert!(seen > 30, "only {seen} messages were found");
+    }
+
+    /// Whose messages follow after the colon of one of ours.
+    const CAUSES: [&str; 16] = [
+        "eif/src/image.rs",
+        "eif/src/metadata.rs",
+        "eif/src/parse.rs",
+        "eif/src/signature.rs",
+        "eif/src/signature/certificate.rs",
+        "eif/src/signature/check.rs",
+        "enclave-app/src/launch/identity.rs",
+        "enclave-app/src/launch/mod.rs",
+        "enclave-app/src/launch/program.rs",
+        "enclave-app/src/launch/rights.rs",
+        "enclave-app/src/launch/root.rs",
+        "nitro-device/src/cid.rs",
+        "src/boot/pins.rs",
+        "src/config/timespan.rs",
+        "src/session.rs",
+        "wire/src/settings.rs",
+    ];
+
+    #[test]
+    fn every_cause_that_may_follow_a_message_is_in_the_operators_manual() {
+        let manual = operations();
+        for file in CAUSES {
+            let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+            let messages: Vec<_> = text.split("#[error(").skip(1).map(literal).collect();
+            assert!(!messages.is_empty(), "{file} has no messages any more");
+            for message in messages.iter().filter(|message| !message.is_empty()) {
+                assert!(
+                    manual.contains(&format!("`{message}`")),
+                    "{file}: docs/operations.md does not tell `{message}`"
+                );
+            }
         }
     }
 

@@ -45,8 +45,11 @@ impl Foreign {
                 vec![Event::Contact, Event::Reached(Phase::Ready)]
             }
             Err(error) => {
-                let cause = format!("the heartbeat port broke: {error}");
-                vec![Event::Failed(Failure::new(Exit::Resources, cause, "see the cause, and start again"))]
+                vec![Event::Failed(Failure::new(
+                    Exit::Resources,
+                    format!("the heartbeat port broke: {error}"),
+                    "see the cause, and start again",
+                ))]
             }
         };
         for event in first {

@@ -127,7 +127,10 @@ fn dry_run(config: &Config, timeline: &Timeline, format: PlanFormat, place: &Pla
     match boot::prepare(config, timeline) {
         Ok((_, plan)) => {
             match format {
-                PlanFormat::Text => println!("{plan}"),
+                PlanFormat::Text => {
+                    println!("{plan}");
+                    plan.warnings.iter().for_each(|warning| println!("warning: {warning}"));
+                }
                 PlanFormat::Json => println!("{}", plan.json()),
             }
             0

@@ -32,6 +32,25 @@ fn on_a_good_node_all_is_well_and_the_code_is_0() {
 }
 
 #[test]
+fn an_image_is_looked_at_with_its_kernel_and_a_broken_one_is_65() {
+    let node = Node::new();
+    let image = Image::hello(&node);
+    let doctor = |eif: &Path| {
+        node.command(Path::new(SHIM)).args(["doctor", "--json", "--eif"]).arg(eif).output().unwrap()
+    };
+    let good = doctor(&image.path);
+    assert_eq!(good.status.code(), Some(0), "advice is no error: {good:?}");
+    let evidence = finding(&good, "image")["evidence"].as_str().unwrap().to_owned();
+    let version = eif::Image::open(&image.path).unwrap().kernel_version().unwrap();
+    assert!(evidence.contains("our agent") && evidence.contains(&version), "{evidence}");
+    let broken = node.scratch().join("broken.eif");
+    std::fs::write(&broken, b".eif").unwrap();
+    let bad = doctor(&broken);
+    assert_eq!(bad.status.code(), Some(65), "{bad:?}");
+    assert!(finding(&bad, "image")["cause"].as_str().unwrap().contains("broken.eif cannot be used"));
+}
+
+#[test]
 fn without_a_driver_each_finding_has_a_cause_evidence_and_a_fix() {
     let output = Command::new(SHIM).arg("doctor").output().unwrap();
     assert_eq!(output.status.code(), Some(69), "{output:?}");

@@ -88,9 +88,22 @@ fn four_foreign_images_launched_at_once_all_serve_twice_over_and_a_fifth_finds_n
 }
 
 #[test]
+fn a_stop_closes_the_enclave_at_once_because_nobody_in_it_could_power_it_off() {
+    let node = Node::new();
+    let mut shim = start(&node, &image(&node, false), "drain: {accept: 100ms}\n");
+    shim.ready();
+    let sent = Instant::now();
+    shim.signal(Signal::SIGTERM);
+    let (code, ended) = shim.ended(SOON);
+    assert_eq!(code, 143, "{}", shim.log());
+    assert!(ended - sent < Duration::from_millis(1500), "took {:?}", ended - sent);
+    machine::within(SOON, "no enclave is left", || node.running().is_empty());
+}
+
+#[test]
 fn a_stranger_on_the_heartbeat_port_is_not_answered_and_does_no_harm() {
     let node = Node::new();
-    let mut shim = start(&node, &image(&node, true), "boot: {timeout: 4s}\n");
+    let mut shim = start(&node, &image(&node, true), "boot: {timeout: 10s}\n");
     shim.until(SOON, "the enclave runs", |shim| shim.log().contains("\"booting\""));
     // From the parent itself: the right byte from the wrong CID.
     let script = r#"
@@ -109,6 +122,7 @@ assert answer == b"", answer
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     shim.until(SOON, "the stranger is logged", |shim| shim.log().contains("stranger"));
     assert_eq!(shim.exit_code(SOON), 75, "a silent enclave is never ready:\n{}", shim.log());
+    assert!(shim.log().contains("the image never sent its heartbeat"), "{}", shim.log());
 }
 
 #[test]

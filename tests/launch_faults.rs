@@ -82,11 +82,44 @@ fn a_slot_and_cpus_that_are_busy_at_first_are_tried_again() {
         &node,
         r#"[{"ioctl": "NE_CREATE_VM", "errno": 16, "times": 2},
             {"ioctl": "NE_ADD_VCPU", "errno": 272, "times": 2, "skip": 1},
-            {"ioctl": "NE_GET_IMAGE_LOAD_INFO", "errno": 4, "times": 1}]"#,
+            {"ioctl": "NE_GET_IMAGE_LOAD_INFO", "errno": 4, "times": 1},
+            {"ioctl": "NE_SET_USER_MEMORY_REGION", "errno": 11, "times": 2},
+            {"ioctl": "NE_START_ENCLAVE", "errno": 16, "times": 2}]"#,
     );
     let mut shim = Shim::start(&node, &image);
     shim.ready();
-    assert!(shim.log().contains("trying again"), "{}", shim.log());
+    assert_eq!(shim.get("/").status, 200);
+    let again = shim.log().matches("trying again").count();
+    assert_eq!(again, 9, "each is tried as often as it fails:\n{}", shim.log());
+}
+
+#[test]
+fn a_region_that_is_used_after_a_failed_donation_is_told_as_the_failure() {
+    let node = Node::new();
+    let image = Image::hello(&node);
+    inject(
+        &node,
+        r#"[{"ioctl": "NE_SET_USER_MEMORY_REGION", "errno": 16, "times": 1},
+            {"ioctl": "NE_SET_USER_MEMORY_REGION", "errno": 262}]"#,
+    );
+    ends_with(&node, &image, "busy, then used", &["cannot donate 64 MiB", "still busy"]);
+}
+
+#[test]
+fn memory_that_cannot_be_mapped_is_71_with_the_resource_line() {
+    let node = Node::new();
+    let image = Image::hello(&node);
+    // The plan holds, and mmap answers ENOMEM: here by a limit on addresses.
+    let mut command = node.command(Path::new("/usr/bin/prlimit"));
+    command.args(["--as=200000000", env!("CARGO_BIN_EXE_enclave-shim"), "run", "--eif"]).arg(&image.path);
+    command.env("MALLOC_ARENA_MAX", "1").env("TOKIO_WORKER_THREADS", "1");
+    command.arg("--config").arg(config_file(&node, "memory_mib: 256\n"));
+    let mut shim = Shim::run(command);
+    assert_eq!(shim.exit_code(SOON), 71, "{}", shim.log());
+    for text in ["cannot map 256 MiB of 2 MiB pages", "os error 12", "`hugepages-2Mi: 256Mi`"] {
+        assert!(shim.log().contains(text), "no {text:?} in\n{}", shim.log());
+    }
+    assert!(node.running().is_empty(), "an enclave was left");
 }
 
 #[test]

@@ -29,8 +29,18 @@ struct Group {
 }
 
 impl Group {
-    /// Under the mounted hierarchy that has the hugetlb controller, of either version.
+    /// A limit on pages that are in use.
     fn with_limit(name: &str, bytes: u64) -> Option<Group> {
+        Group::limited(name, "", bytes)
+    }
+
+    /// A limit on pages that are promised to a mapping.
+    fn with_limit_on_mappings(name: &str, bytes: u64) -> Option<Group> {
+        Group::limited(name, ".rsvd", bytes)
+    }
+
+    /// Under the mounted hierarchy that has the hugetlb controller, of either version.
+    fn limited(name: &str, kind: &str, bytes: u64) -> Option<Group> {
         static ONE: Mutex<()> = Mutex::new(());
         let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = File::create("/run/lock/enclave-shim-hugetlb").ok();
@@ -41,8 +51,8 @@ impl Group {
             let (root, kind, options) = (PathBuf::from(fields.next()?), fields.next()?, fields.next()?);
             let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
             match kind {
-                "cgroup2" if controllers.contains("hugetlb") => Some((root, "hugetlb.2MB.max")),
-                "cgroup" if options.contains("hugetlb") => Some((root, "hugetlb.2MB.limit_in_bytes")),
+                "cgroup2" if controllers.contains("hugetlb") => Some((root, "max")),
+                "cgroup" if options.contains("hugetlb") => Some((root, "limit_in_bytes")),
                 _ => None,
             }
         })?;
@@ -55,7 +65,8 @@ impl Group {
         let path = root.join(format!("enclave-shim-{name}-{}", std::process::id()));
         fs::create_dir(&path).ok()?;
         let group = Group { path, _alone: alone, _controller: controller, enabled };
-        fs::write(group.path.join(limit), bytes.to_string()).ok()?;
+        let limit = group.path.join(format!("hugetlb.2MB{kind}.{limit}"));
+        fs::write(limit, bytes.to_string()).ok()?;
         Some(group)
     }
 
@@ -77,8 +88,8 @@ impl Drop for Group {
 }
 
 macro_rules! group {
-    ($name:literal, $bytes:expr) => {
-        match Group::with_limit($name, $bytes) {
+    ($group:expr) => {
+        match $group {
             Some(group) => group,
             None => {
                 eprintln!("SKIPPED: no hugetlb control group can be made here");
@@ -112,6 +123,38 @@ fn a_dry_run_prints_the_plan_as_text_and_as_json() {
     assert_eq!(plan["memory_bytes"], 80 << 20);
     assert_eq!(plan["regions"], serde_json::json!([{"page_bytes": 2 << 20, "pages": 40}]));
     assert_eq!(plan["cpus"]["count"], 2);
+    // 60 s, and a second for each 32 MiB of a small image.
+    let seconds = plan["boot_timeout_seconds"].as_f64().unwrap();
+    assert!((61.0..70.0).contains(&seconds), "{plan}");
+    let chosen = dry_run(&node, &image, &["--dry-run", "--memory-mib", "80", "--boot-timeout", "5s"]);
+    assert!(String::from_utf8_lossy(&chosen.stdout).contains("to be ready within 5s"), "{chosen:?}");
+}
+
+#[test]
+fn cpus_are_what_the_device_plugin_granted_unless_ids_are_named() {
+    let node = Node::new();
+    let image = Image::hello(&node);
+    let planned = |variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_enclave-shim"));
+        command.args(["run", "--dry-run=json", "--memory-mib", "64", "--eif"]).arg(&image.path);
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+        plan["cpus"].clone()
+    };
+    let granted = ("NITRO_ENCLAVES_CPUS", "4");
+    assert_eq!(planned(&[granted]), serde_json::json!({"count": 4}));
+    let ids = ("ENCLAVE_SHIM_CPU_IDS", "2,3");
+    assert_eq!(planned(&[granted, ids]), serde_json::json!({"ids": [2, 3]}));
+}
+
+#[test]
+fn what_may_go_wrong_later_is_said_by_a_dry_run() {
+    let node = Node::new();
+    let image = Image::padded(&node, 40);
+    let text = dry_run(&node, &image, &["--dry-run", "--memory-mib", "64"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("warning: 64 MiB may be too little to unpack this image"), "{text}");
 }
 
 #[test]
@@ -131,7 +174,7 @@ fn the_pools_cpus_are_checked_before_the_device() {
 
 #[test]
 fn a_control_group_below_the_plan_is_71_with_the_resource_line() {
-    let group = group!("plan", 32 << 20);
+    let group = group!(Group::with_limit("plan", 32 << 20));
     let node = Node::new();
     let image = Image::hello(&node);
     let mut command = node.command(Path::new("/bin/sh"));
@@ -146,7 +189,7 @@ fn a_control_group_below_the_plan_is_71_with_the_resource_line() {
 
 #[test]
 fn without_a_wish_the_memory_is_the_grant() {
-    let group = group!("grant", 72 << 20);
+    let group = group!(Group::with_limit("grant", 72 << 20));
     let node = Node::new();
     let image = Image::hello(&node);
     let mut command = Command::new("/bin/sh");
@@ -158,18 +201,34 @@ fn without_a_wish_the_memory_is_the_grant() {
     assert_eq!(plan["memory_bytes"], 72 << 20);
 }
 
-#[test]
-fn a_limit_that_cannot_be_seen_is_an_error_when_pages_are_made_present_not_a_sigbus() {
-    let group = group!("unseen", 32 << 20);
-    let node = Node::new();
-    let image = Image::hello(&node);
+/// A shim in the group, where no file tells the group's limits.
+fn blind(node: &Node, group: &Group) -> Shim {
+    let image = Image::hello(node);
     let mut command = node.command(Path::new("/usr/bin/unshare"));
     command.args(["--mount", "/bin/sh"]);
     group.enter(&mut command, "mount -t tmpfs none /sys/fs/cgroup &&");
     command.arg(env!("CARGO_BIN_EXE_enclave-shim")).arg("run").arg("--eif").arg(&image.path);
-    command.arg("--config").arg(config_file(&node, "memory_mib: 64\n"));
-    let mut shim = Shim::run(command);
+    command.arg("--config").arg(config_file(node, "memory_mib: 64\n"));
+    Shim::run(command)
+}
+
+#[test]
+fn a_limit_that_cannot_be_seen_is_an_error_when_pages_are_made_present_not_a_sigbus() {
+    let group = group!(Group::with_limit("unseen", 32 << 20));
+    let node = Node::new();
+    let mut shim = blind(&node, &group);
     assert_eq!(shim.exit_code(SOON), 71, "{}", shim.log());
     assert!(shim.log().contains("cannot make 64 MiB of 2 MiB pages present"), "{}", shim.log());
+    assert!(shim.log().contains("`hugepages-2Mi: 64Mi`"), "{}", shim.log());
+}
+
+#[test]
+fn a_limit_on_mappings_that_cannot_be_seen_is_an_error_when_they_are_made() {
+    let group = group!(Group::with_limit_on_mappings("unmapped", 32 << 20));
+    let node = Node::new();
+    let mut shim = blind(&node, &group);
+    assert_eq!(shim.exit_code(SOON), 71, "{}", shim.log());
+    assert!(shim.log().contains("cannot map 64 MiB of 2 MiB pages"), "{}", shim.log());
+    assert!(shim.log().contains("os error 12"), "{}", shim.log());
     assert!(shim.log().contains("`hugepages-2Mi: 64Mi`"), "{}", shim.log());
 }

@@ -71,6 +71,17 @@ pub enum Mode {
     Debug,
 }
 
+/// Memory that the driver did not take, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("the driver did not take {} MiB", .region.len() >> 20)]
+pub struct NotDonated {
+    /// Still mapped, still filled.
+    pub region: HugeRegion,
+    /// The driver's answer.
+    #[source]
+    pub error: DeviceError,
+}
+
 /// An enclave that takes memory and CPUs, and can be started once.
 #[derive(Debug)]
 pub struct Enclave {
@@ -99,16 +110,19 @@ impl Enclave {
     /// up the enclave's memory in the order in which they are given.
     ///
     /// Taking it by value is the rule of the hardware: the host may not touch
-    /// donated memory until the enclave ends.
-    pub fn donate(&mut self, region: HugeRegion) -> Result<(), DeviceError> {
+    /// donated memory until the enclave ends. What the driver did not take
+    /// comes back, to be donated again or unmapped.
+    pub fn donate(&mut self, region: HugeRegion) -> Result<(), NotDonated> {
         let mut request = UserMemoryRegion {
             flags: NE_DEFAULT_MEMORY_REGION,
             memory_size: region.len() as u64,
             userspace_addr: region.addr() as u64,
         };
         let attempt = format!("donate {} MiB of {} pages", region.len() >> 20, region.page_size());
-        self.call(&attempt, NE_SET_USER_MEMORY_REGION, &mut request)?;
-        self.donated.push(region);
+        match self.call(&attempt, NE_SET_USER_MEMORY_REGION, &mut request) {
+            Ok(()) => self.donated.push(region),
+            Err(error) => return Err(NotDonated { region, error }),
+        }
         Ok(())
     }
 
@@ -233,6 +247,18 @@ mod tests {
         let error = device.create_enclave().unwrap_err();
         assert_eq!(error.source.raw_os_error(), Some(libc::ENOTTY));
         assert_eq!(error.code, None);
+    }
+
+    #[test]
+    fn memory_that_was_not_taken_comes_back_to_be_given_again() {
+        let fd = OwnedFd::from(std::io::pipe().unwrap().0);
+        let mut enclave = Enclave { fd, slot_uid: 1, donated: Vec::new() };
+        let region = HugeRegion::map(crate::PageSize::MIB2, 4 << 20).unwrap();
+        let addr = region.addr();
+        let NotDonated { region, error } = enclave.donate(region).unwrap_err();
+        assert_eq!((region.addr(), error.source.raw_os_error()), (addr, Some(libc::ENOTTY)));
+        assert!(enclave.donated.is_empty());
+        assert!(enclave.donate(region).is_err());
     }
 
     #[tokio::test]

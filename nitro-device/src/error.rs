@@ -51,8 +51,11 @@ impl DeviceError {
             (None, Some(libc::EACCES | libc::EPERM)) => {
                 "run with the device's group (supplementalGroups: the gid of /dev/nitro_enclaves)"
             }
-            (None, Some(libc::ENOSPC | libc::EBUSY)) => {
+            (None, Some(libc::ENOSPC)) => {
                 "all enclave slots of the instance are taken (four at most): wait for one to end or use another node"
+            }
+            (None, Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+                "the driver is still busy with another enclave, or all enclave slots of the instance are taken: wait for one to end, then start again"
             }
             (None, Some(libc::ENOMEM)) => "free or reserve more memory on the instance",
             (None, Some(libc::EIO)) => {

@@ -19,6 +19,6 @@ pub mod nsm;
 pub mod region;
 
 pub use cid::{Cid, CidError};
-pub use device::{DEVICE_PATH, Device, Enclave, Mode, RunningEnclave};
+pub use device::{DEVICE_PATH, Device, Enclave, Mode, NotDonated, RunningEnclave};
 pub use error::{DeviceError, DriverCode};
 pub use region::{FillError, HugeRegion, PageSize, RegionError};

@@ -1,5 +1,6 @@
 //! The checks of an image that need no device.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use eif::cpio::{self, ListError};
 use eif::{Architecture, Image, ImageError, Pcr, Section};
 
 use super::BootError;
+use super::advice;
+use super::plan::Needs;
 
 /// What only our builder puts into the second ramdisk, and its first entry.
 const SETTINGS: &[u8] = b"workload/settings.json";
@@ -22,10 +25,10 @@ const USUAL_COMPRESSION: u64 = 3;
 #[derive(Debug)]
 pub(crate) struct CheckedImage {
     pub(super) file: File,
-    pub(super) len: u64,
     pub(super) path: PathBuf,
-    /// Bytes that its ramdisks take once unpacked.
-    pub(super) unpacked: u64,
+    pub(super) needs: Needs,
+    /// What its kernel says of itself, such as `6.1.0-28-amd64`.
+    pub(super) kernel: Option<String>,
     /// Whether our agent is in it.
     pub(super) has_agent: bool,
     /// The PCR0 that a good signature is over, if one was asked for.
@@ -34,7 +37,7 @@ pub(crate) struct CheckedImage {
 
 impl CheckedImage {
     /// Checks layout, CRC, architecture and, if wanted, the signature.
-    pub(super) fn open(path: &Path, require_signature: bool) -> Result<CheckedImage, BootError> {
+    pub(crate) fn open(path: &Path, require_signature: bool) -> Result<CheckedImage, BootError> {
         let blamed = |source| BootError::Image { path: path.to_owned(), source };
         let opened = || {
             let file = File::open(path)?;
@@ -49,12 +52,30 @@ impl CheckedImage {
         }
         Ok(CheckedImage {
             file,
-            len: image.layout().len(),
             path: path.to_owned(),
-            unpacked: image.layout().ramdisks().map(|ramdisk| unpacked(&image, ramdisk)).sum(),
+            needs: Needs {
+                file: image.layout().len(),
+                unpacked: image.layout().ramdisks().map(|ramdisk| unpacked(&image, ramdisk)).sum(),
+            },
+            kernel: image.kernel_version(),
             has_agent: has_agent(&image),
             signed: if require_signature { Some(check_signature(&image, path)?) } else { None },
         })
+    }
+}
+
+impl CheckedImage {
+    /// A line for each known fault of its kernel.
+    pub(crate) fn advice(&self) -> Vec<String> {
+        advice::of(self.kernel.as_deref(), self.has_agent)
+    }
+}
+
+impl fmt::Display for CheckedImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let agent = if self.has_agent { "our agent" } else { "no agent of ours" };
+        let kernel = self.kernel.as_deref().unwrap_or("that does not say what it is");
+        write!(f, "{} bytes, {agent}, kernel {kernel}", self.needs.file)
     }
 }
 

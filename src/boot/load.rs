@@ -19,7 +19,7 @@ pub(super) fn fill(
     offset: u64,
     stop: &CancellationToken,
 ) -> Result<Vec<HugeRegion>, BootError> {
-    let end = offset.checked_add(image.len).filter(|end| *end <= plan.memory());
+    let end = offset.checked_add(image.needs.file).filter(|end| *end <= plan.memory());
     let end = end.ok_or(BootError::LoadOffset { offset, memory: plan.memory() })?;
     let mut regions = Vec::new();
     let mut start = 0;

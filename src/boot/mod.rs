@@ -8,135 +8,30 @@
 //! from create to start, and no fork in between. An error or a drop on the way
 //! closes the enclave, which frees its slot, CPUs and memory.
 
-mod cpus;
+mod advice;
+mod error;
 mod heartbeat;
 mod image;
 mod load;
 mod pins;
 pub(crate) mod plan;
 mod retry;
-mod snapshot;
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use eif::{Architecture, ImageError, SignatureCheckError};
-use nitro_device::{Cid, CidError, Device, DeviceError, Enclave, Mode, RegionError};
+use nitro_device::{Cid, Device, Enclave, HugeRegion, Mode, NotDonated};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Readiness};
-use crate::exit::{Blame, Exit};
 use crate::timeline::Timeline;
+pub(crate) use error::BootError;
 pub(crate) use heartbeat::Heartbeat;
 pub(crate) use image::CheckedImage;
-use pins::Mismatch;
-use plan::{Cpus, Plan, Shortfall, Snapshot, Wish};
+use plan::{Cpus, Plan, Snapshot, Wish};
 use retry::patiently;
-
-/// Why the enclave did not start. One variant per thing an operator can mend.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BootError {
-    #[error("image {} cannot be used", .path.display())]
-    Image { path: PathBuf, source: ImageError },
-    #[error("image {} is for {actual}, this machine is {expected}", .path.display())]
-    Architecture { path: PathBuf, expected: Architecture, actual: Architecture },
-    #[error("image {} is not signed, and `require_signature` is set", .path.display())]
-    Unsigned { path: PathBuf },
-    #[error("the signature of image {} is not good", .path.display())]
-    Signature { path: PathBuf, source: Box<SignatureCheckError> },
-    #[error("image {} is not the one that was meant", .path.display())]
-    WrongImage { path: PathBuf, source: Box<Mismatch> },
-    #[error("image {} cannot be read into the enclave's memory", .path.display())]
-    Load { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Plan(#[from] Shortfall),
-    #[error("cannot make a vsock socket")]
-    NoVsock(#[source] Errno),
-    #[error("no enclave device")]
-    NoDevice(#[source] DeviceError),
-    #[error("the enclave cannot be set up")]
-    Device(#[from] DeviceError),
-    #[error("the enclave's memory cannot be had")]
-    Memory(#[from] RegionError),
-    #[error("the driver loads images at byte {offset}, the memory ends at {memory}")]
-    LoadOffset { offset: u64, memory: u64 },
-    #[error("cid cannot be used")]
-    Cid(#[from] CidError),
-    #[error("port 9000 of this instance, on which foreign images report, cannot be taken")]
-    Heartbeat(#[source] io::Error),
-    #[error("stopped during the launch")]
-    Stopped,
-}
-
-impl Blame for BootError {
-    fn exit(&self) -> Exit {
-        match self {
-            BootError::Image { .. }
-            | BootError::Architecture { .. }
-            | BootError::Unsigned { .. }
-            | BootError::Signature { .. }
-            | BootError::WrongImage { .. }
-            | BootError::Load { .. } => Exit::Image,
-            BootError::Plan(shortfall) => shortfall.exit(),
-            BootError::NoVsock(_) | BootError::NoDevice(_) => Exit::Unavailable,
-            BootError::Device(_)
-            | BootError::Memory(_)
-            | BootError::Heartbeat(_)
-            | BootError::LoadOffset { .. } => Exit::Resources,
-            BootError::Cid(_) => Exit::Usage,
-            BootError::Stopped => Exit::Bug,
-        }
-    }
-
-    fn fix(&self) -> String {
-        match self {
-            BootError::Image { source: ImageError::Open { .. }, .. } => {
-                "put the image there, or name it with --eif".into()
-            }
-            BootError::Image { .. } => "build the image again, and compare its checksum after copying".into(),
-            BootError::Architecture { expected, .. } => format!("build the image for {expected}"),
-            BootError::Unsigned { .. } => "sign the image, or leave require_signature out".into(),
-            BootError::Signature { .. } => "sign this image again with a valid certificate".into(),
-            BootError::WrongImage { source, .. } => format!(
-                "ship the image that was meant, or set expect.{} to what it measures",
-                source.register.to_lowercase()
-            ),
-            BootError::Heartbeat(_) => {
-                "another launcher on this node (nitro-cli?) holds the port: end it, or use an image with our agent"
-                    .into()
-            }
-            BootError::Load { .. } => "leave the image alone while the shim starts".into(),
-            BootError::Plan(shortfall) => shortfall.fix(),
-            BootError::NoVsock(Errno::EPERM | Errno::EACCES) => {
-                "allow AF_VSOCK in the pod's seccomp profile: deploy/seccomp/enclave-shim.json does \
-                 (runtimes' default profiles block it)"
-                    .into()
-            }
-            BootError::NoVsock(_) => "load the vsock module on the instance".into(),
-            BootError::NoDevice(error) | BootError::Device(error) => error.fix().into(),
-            BootError::Memory(error) => memory_fix(error),
-            BootError::LoadOffset { offset, .. } => {
-                format!("set memory_mib to more than {}", offset.div_ceil(1 << 20))
-            }
-            BootError::Cid(_) => "choose a cid of at least 4, or leave it out".into(),
-            BootError::Stopped => "nothing: it was asked to stop".into(),
-        }
-    }
-}
-
-fn memory_fix(error: &RegionError) -> String {
-    let (RegionError::Length { length, page }
-    | RegionError::Map { length, page, .. }
-    | RegionError::Prefault { length, page, .. }) = error;
-    format!(
-        "set `{}: {}Mi` in the container's resources.limits, and reserve as much on the node (another program may have taken it)",
-        page.resource(),
-        length >> 20
-    )
-}
 
 /// An enclave that runs, not yet watched.
 #[derive(Debug)]
@@ -161,10 +56,11 @@ pub(crate) fn prepare(config: &Config, timeline: &Timeline) -> Result<(CheckedIm
             [] => Cpus::Count(config.cpus),
             ids => Cpus::Ids(ids.to_vec()),
         },
-        image: image.len,
-        unpacked: image.unpacked,
+        image: image.needs,
+        boot_timeout: config.boot.timeout,
     };
-    let plan = plan::plan(&wish, &Snapshot::take(Path::new("/")))?;
+    let mut plan = plan::plan(&wish, &Snapshot::take(Path::new("/")))?;
+    plan.warnings.extend(image.advice());
     timeline.reached("planned");
     Ok((image, plan))
 }
@@ -195,22 +91,31 @@ pub(crate) fn launch(
         timeline.reached("pins compared");
     }
     for region in memory {
-        enclave.donate(region)?;
+        donate(&mut enclave, region, stop)?;
     }
     timeline.reached("memory donated");
     let add = |cpu| patiently(stop, || enclave.add_vcpu(cpu));
     let cpus = plan.cpus.each().into_iter().map(add).collect::<Result<Vec<u32>, _>>()?;
     let heartbeat = match is_foreign(config.readiness, image) {
-        true => Some(Heartbeat::take(config.boot.timeout.duration(), stop)?),
+        true => Some(Heartbeat::take(plan.boot_timeout.duration(), stop)?),
         false => None,
     };
-    if stop.is_cancelled() {
-        return Err(BootError::Stopped);
-    }
-    let cid = enclave.start(mode, cid)?;
+    let cid = patiently(stop, || enclave.start(mode, cid))?;
     timeline.reached("enclave started");
     tracing::info!(%cid, slot = config.slots.first(), slot_uid = enclave.slot_uid(), took = ?begun.elapsed(), "enclave started");
     Ok(Started { enclave, cid, cpus, memory: plan.memory(), heartbeat })
+}
+
+/// Gives one region away; it is kept until the driver has it.
+fn donate(enclave: &mut Enclave, region: HugeRegion, stop: &CancellationToken) -> Result<(), BootError> {
+    let mut kept = Some(region);
+    patiently(stop, || {
+        let Some(region) = kept.take() else { return Ok(()) };
+        enclave.donate(region).map_err(|NotDonated { region, error }| {
+            kept = Some(region);
+            error
+        })
+    })
 }
 
 fn is_foreign(readiness: Readiness, image: &CheckedImage) -> bool {
@@ -230,79 +135,4 @@ fn probe_vsock() -> Result<(), BootError> {
 /// Whether this process may make vsock sockets.
 pub(crate) fn vsock_allowed() -> Result<(), Errno> {
     socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use eif::Pcr;
-    use nitro_device::PageSize;
-
-    use super::*;
-
-    fn device_error() -> DeviceError {
-        Device::open(Path::new("/nonexistent/nitro_enclaves")).unwrap_err()
-    }
-
-    #[test]
-    fn every_error_has_its_exit_code_a_cause_and_a_fix() {
-        let path = || PathBuf::from("app.eif");
-        let io = || io::Error::from_raw_os_error(5);
-        let map = || RegionError::Map { length: 64 << 20, page: PageSize::MIB2, source: io() };
-        let architectures = (Architecture::X86_64, Architecture::Aarch64);
-        for (error, code, fix) in [
-            (BootError::Image { path: path(), source: ImageError::NotAFile }, 65, "build the image again"),
-            (
-                BootError::Image { path: path(), source: ImageError::Open { path: path(), source: io() } },
-                65,
-                "--eif",
-            ),
-            (
-                BootError::Architecture { path: path(), expected: architectures.0, actual: architectures.1 },
-                65,
-                "x86_64",
-            ),
-            (BootError::Unsigned { path: path() }, 65, "sign the image"),
-            (
-                BootError::Signature { path: path(), source: Box::new(SignatureCheckError::Expired) },
-                65,
-                "valid certificate",
-            ),
-            (
-                BootError::WrongImage {
-                    path: path(),
-                    source: Box::new(Mismatch { register: "PCR2", expected: Pcr::ZERO, actual: None }),
-                },
-                65,
-                "expect.pcr2",
-            ),
-            (BootError::Heartbeat(io::ErrorKind::AddrInUse.into()), 71, "another launcher"),
-            (
-                BootError::Plan(Shortfall::Cpus(plan::CpuShortfall::PartOfCore { count: 3, threads: 2 })),
-                64,
-                "`cpus: 4`",
-            ),
-            (BootError::Load { path: path(), source: io() }, 65, "leave the image alone"),
-            (BootError::Plan(Shortfall::None { needed: 64 << 20 }), 71, "`hugepages-2Mi: 64Mi`"),
-            (BootError::NoVsock(Errno::EPERM), 69, "deploy/seccomp/enclave-shim.json"),
-            (BootError::NoVsock(Errno::EAFNOSUPPORT), 69, "vsock module"),
-            (BootError::NoDevice(device_error()), 69, "enclaves enabled"),
-            (BootError::Device(device_error()), 71, "enclaves enabled"),
-            (BootError::Memory(map()), 71, "`hugepages-2Mi: 64Mi`"),
-            (BootError::LoadOffset { offset: 8 << 20, memory: 4 << 20 }, 71, "memory_mib"),
-            (BootError::Cid(CidError(3)), 64, "cid"),
-            (BootError::Stopped, 70, "stop"),
-        ] {
-            let failure = crate::exit::Failure::from(error);
-            assert_eq!(failure.exit.code(), code, "{failure:?}");
-            assert!(failure.explanation.fix.contains(fix), "{failure:?}");
-            assert!(!failure.explanation.cause.is_empty(), "{failure:?}");
-        }
-    }
-
-    #[test]
-    fn a_missing_device_is_named_in_the_cause() {
-        let error = BootError::NoDevice(device_error());
-        let failure = crate::exit::Failure::from(error);
-        assert!(failure.explanation.cause.contains("/nonexistent/nitro_enclaves"), "{failure:?}");
-    }
 }

@@ -19,7 +19,8 @@ pub(super) fn check(
         return Ok(false);
     }
     let blamed = |source| BootError::Image { path: image.path.clone(), source };
-    let (_, measured) = Image::parse_pieces_measured(loaded(memory, offset, image.len)).map_err(blamed)?;
+    let (_, measured) =
+        Image::parse_pieces_measured(loaded(memory, offset, image.needs.file)).map_err(blamed)?;
     match mismatch(&config.expect, image.signed, &measured) {
         Some(source) => Err(BootError::WrongImage { path: image.path.clone(), source: Box::new(source) }),
         None => Ok(true),

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nitro_device::DeviceError;
+use nitro_device::{DeviceError, DriverCode};
 use tokio_util::sync::CancellationToken;
 
 use super::BootError;
@@ -53,6 +53,7 @@ pub(super) fn patiently<T>(
     mut call: impl FnMut() -> Result<T, DeviceError>,
 ) -> Result<T, BootError> {
     let mut pauses = Pauses::within(PATIENCE);
+    let mut before = None;
     loop {
         if stop.is_cancelled() {
             return Err(BootError::Stopped);
@@ -60,9 +61,20 @@ pub(super) fn patiently<T>(
         match call() {
             Err(error) if error.is_transient() && pauses.pause() => {
                 tracing::debug!(%error, "trying again");
+                before = Some(error);
             }
-            result => return Ok(result?),
+            Err(error) => return Err(reason(error, before).into()),
+            Ok(done) => return Ok(done),
         }
+    }
+}
+
+/// The driver lists a region before it hands its pages over: when that fails,
+/// the next try finds the region used, and the answer before it tells why.
+fn reason(last: DeviceError, before: Option<DeviceError>) -> DeviceError {
+    match before {
+        Some(before) if last.code == Some(DriverCode::MemRegionAlreadyUsed) => before,
+        _ => last,
     }
 }
 
@@ -73,7 +85,8 @@ mod tests {
     use super::*;
 
     fn error(errno: i32) -> DeviceError {
-        DeviceError { attempt: "test".into(), code: None, source: io::Error::from_raw_os_error(errno) }
+        let code = DriverCode::from_errno(errno);
+        DeviceError { attempt: "test".into(), code, source: io::Error::from_raw_os_error(errno) }
     }
 
     #[test]
@@ -88,6 +101,20 @@ mod tests {
         });
         assert!(matches!(refused, Err(BootError::Device(_))));
         assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_region_that_is_used_after_a_failure_is_told_as_the_failure() {
+        let stop = CancellationToken::new();
+        let answer = |answers: &[i32]| {
+            let mut answers = answers.iter();
+            let refused: Result<(), _> = patiently(&stop, || Err(error(*answers.next().unwrap())));
+            let Err(BootError::Device(error)) = refused else { panic!("{refused:?}") };
+            error.source.raw_os_error()
+        };
+        assert_eq!(answer(&[16, 262]), Some(16));
+        assert_eq!(answer(&[262]), Some(262), "a mistake of ours");
+        assert_eq!(answer(&[16, 264]), Some(264), "another reason is the reason");
     }
 
     #[test]

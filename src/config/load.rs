@@ -108,7 +108,7 @@ fn apply(config: &mut Config, knobs: &Knobs) {
     set(&mut config.sandbox, &knobs.sandbox);
     set(&mut config.drain.accept, &knobs.drain_accept);
     set(&mut config.drain.grace, &knobs.drain_grace);
-    set(&mut config.boot.timeout, &knobs.boot_timeout);
+    config.boot.timeout = knobs.boot_timeout.or(config.boot.timeout);
     set(&mut config.log.format, &knobs.log_format);
     set(&mut config.log.level, &knobs.log_level);
     set(&mut config.log.workload_lines, &knobs.log_workload_lines);
@@ -156,9 +156,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         config.ingress.iter().map(|ingress| ingress.listen).filter(|listen| listen.port() != 0).collect();
     all_different("ingress.listen", &fixed)?;
     in_range("limits.connections", config.limits.connections, 1, MOST_CONNECTIONS)?;
-    for (knob, span) in
-        [("boot.timeout", config.boot.timeout), ("limits.dial_timeout", config.limits.dial_timeout)]
-    {
+    let spans =
+        [("limits.dial_timeout", Some(config.limits.dial_timeout)), ("boot.timeout", config.boot.timeout)];
+    for (knob, span) in spans.into_iter().filter_map(|(knob, span)| Some((knob, span?))) {
         if span.duration().is_zero() {
             let expected = "but must be longer than 0s".to_owned();
             return Err(ConfigError::Range { knob, actual: span.to_string(), expected });

@@ -116,11 +116,12 @@ impl Drain {
 }
 
 /// The launch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Boot {
-    /// How long the enclave may take from its start until it is ready. Default: 60s.
-    pub(crate) timeout: Timespan,
+    /// How long the enclave may take from its start until it is ready.
+    /// Default: 60s, and 1s for each 32 MiB of the image and of its unpacked ramdisks.
+    pub(crate) timeout: Option<Timespan>,
 }
 
 /// Who says that the enclave is ready.
@@ -236,12 +237,6 @@ impl Default for Http {
 impl Default for Drain {
     fn default() -> Drain {
         Drain { accept: Timespan::from_secs(3), grace: Timespan::from_secs(22) }
-    }
-}
-
-impl Default for Boot {
-    fn default() -> Boot {
-        Boot { timeout: Timespan::from_secs(60) }
     }
 }
 

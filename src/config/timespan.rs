@@ -10,13 +10,18 @@ use serde::{Deserialize, Serialize};
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A length of time of at most a day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Timespan(Duration);
 
 impl Timespan {
     pub(crate) const fn from_secs(seconds: u64) -> Timespan {
         Timespan(Duration::from_secs(seconds))
+    }
+
+    /// This long, or a day if it is longer.
+    pub(crate) fn at_most_a_day(duration: Duration) -> Timespan {
+        Timespan(duration.min(LONGEST))
     }
 
     pub(crate) fn duration(self) -> Duration {

@@ -3,7 +3,7 @@
 use nitro_device::PageSize;
 use nix::errno::Errno;
 
-use super::probe::{DeviceEvidence, Evidence};
+use super::probe::{DeviceEvidence, Evidence, ImageEvidence};
 use super::{Finding, Severity};
 use crate::boot::plan::{Cpus, Pool, Snapshot};
 use crate::exit::{Blame, Exit, chain};
@@ -15,7 +15,7 @@ const OLDEST_KERNEL: (u32, u32) = (5, 14);
 
 /// One finding a check, in the order in which a launch meets them.
 pub(super) fn judge(seen: &Evidence) -> Vec<Finding> {
-    vec![
+    let mut findings = vec![
         kernel(&seen.kernel),
         module(seen.module),
         device(&seen.device),
@@ -24,7 +24,9 @@ pub(super) fn judge(seen: &Evidence) -> Vec<Finding> {
         pages(&seen.machine),
         limits(&seen.machine),
         locked_memory(seen.locked_memory),
-    ]
+    ];
+    findings.extend(seen.image.iter().map(image));
+    findings
 }
 
 fn fine(check: &'static str, cause: &str, evidence: String) -> Finding {
@@ -223,6 +225,24 @@ fn locked_memory(limit: Option<u64>) -> Finding {
     fine("memlock", "the limit on locked memory does not matter to an enclave", evidence)
 }
 
+/// What the launch would check of it, and what is known of its kernel.
+fn image(seen: &ImageEvidence) -> Finding {
+    let path = seen.path.display();
+    let image = match &seen.checked {
+        Ok(image) => image,
+        Err(refused) => {
+            let evidence = format!("{path} was read");
+            return error("image", refused.exit(), &chain(refused), evidence, &refused.fix());
+        }
+    };
+    let evidence = format!("{path}: {image}");
+    let advice = image.advice();
+    match advice.is_empty() {
+        true => fine("image", "the image can be launched on this architecture", evidence),
+        false => warning("image", &advice.join("; "), evidence, "build the image with another kernel"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
@@ -230,6 +250,7 @@ mod tests {
     use nitro_device::Device;
 
     use super::*;
+    use crate::boot::CheckedImage;
     use crate::boot::plan::{CpuPool, Limit};
 
     fn healthy() -> Evidence {
@@ -252,6 +273,7 @@ mod tests {
             seccomp: Some(0),
             locked_memory: Some(65536),
             kernel: "6.1.0-28-amd64".into(),
+            image: None,
         }
     }
 
@@ -271,7 +293,7 @@ mod tests {
     #[test]
     fn every_ailment_has_its_code_evidence_and_fix() {
         type Ail = fn(&mut Evidence);
-        let cases: [(&str, Ail, u8, &str, &str); 12] = [
+        let cases: [(&str, Ail, u8, &str, &str); 13] = [
             ("kernel", |seen| seen.kernel = "5.10.0-1".into(), 71, "5.10", "5.14"),
             ("module", |seen| seen.module = false, 69, "/sys/module", "modprobe nitro_enclaves"),
             (
@@ -323,6 +345,17 @@ mod tests {
                 "62 MiB left",
                 "`hugepages-2Mi: 64Mi`",
             ),
+            (
+                "image",
+                |seen| {
+                    let path = PathBuf::from("/nonexistent/app.eif");
+                    let checked = CheckedImage::open(&path, false);
+                    seen.image = Some(ImageEvidence { path, checked });
+                },
+                65,
+                "/nonexistent/app.eif",
+                "--eif",
+            ),
         ];
         for (check, ail, code, evidence, fix) in cases {
             let mut seen = healthy();
@@ -334,6 +367,10 @@ mod tests {
             assert!(finding.evidence.contains(evidence), "{finding:?}");
             assert!(finding.fix.contains(fix), "{finding:?}");
             assert!(!finding.cause.is_empty());
+            // What another part of the program says is told in its own section.
+            let elsewhere = ["cpus", "image"].contains(&check) || finding.cause.starts_with("cannot open ");
+            let told = include_str!("../../docs/operations.md").contains(&format!("`{}`", finding.cause));
+            assert!(elsewhere || told, "docs/operations.md does not tell `{}`", finding.cause);
         }
     }
 }

@@ -11,6 +11,7 @@ mod probe;
 use serde::Serialize;
 
 use crate::cli::Doctor;
+use crate::config::Config;
 use judge::judge;
 use probe::Evidence;
 
@@ -42,7 +43,9 @@ struct Finding {
 
 /// Looks, prints, and returns the exit code: the worst error's, else 0.
 pub(crate) fn run(args: &Doctor) -> u8 {
-    let findings = judge(&Evidence::gather(&args.device));
+    let default = Config::default().eif;
+    let eif = args.eif.as_deref().or_else(|| default.exists().then_some(&*default));
+    let findings = judge(&Evidence::gather(&args.device, eif));
     if args.json {
         // Strings and numbers always have a JSON form.
         println!("{}", serde_json::to_string(&findings).unwrap_or_default());
@@ -65,7 +68,8 @@ fn print(finding: &Finding) {
     }
 }
 
-/// No device outranks too little of something: 69 before 71.
+/// What outranks the others is whatever a launch would meet first: the image
+/// (65), the device (69), then too little of something (71).
 fn exit_code(findings: &[Finding]) -> u8 {
     findings.iter().map(|finding| finding.exit_code).filter(|code| *code != 0).min().unwrap_or(0)
 }

@@ -10,8 +10,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::utsname::uname;
 use nix::unistd::{getegid, geteuid, getgroups};
 
-use crate::boot;
 use crate::boot::plan::Snapshot;
+use crate::boot::{self, BootError, CheckedImage};
 
 /// What was seen.
 #[derive(Debug)]
@@ -28,6 +28,15 @@ pub(super) struct Evidence {
     pub(super) locked_memory: Option<u64>,
     /// `uname -r`.
     pub(super) kernel: String,
+    /// The image, if there is one to look at.
+    pub(super) image: Option<ImageEvidence>,
+}
+
+/// An image and what its checks say.
+#[derive(Debug)]
+pub(super) struct ImageEvidence {
+    pub(super) path: PathBuf,
+    pub(super) checked: Result<CheckedImage, BootError>,
 }
 
 /// The device file, and who we are to it.
@@ -43,7 +52,7 @@ pub(super) struct DeviceEvidence {
 
 impl Evidence {
     /// Looks at everything. Opens the device and closes it again.
-    pub(super) fn gather(device: &Path) -> Evidence {
+    pub(super) fn gather(device: &Path, eif: Option<&Path>) -> Evidence {
         Evidence {
             device: DeviceEvidence::of(device),
             module: Path::new("/sys/module/nitro_enclaves").exists(),
@@ -52,6 +61,10 @@ impl Evidence {
             seccomp: seccomp_mode(),
             locked_memory: locked_memory(),
             kernel: uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default(),
+            image: eif.map(|path| ImageEvidence {
+                path: path.to_owned(),
+                checked: CheckedImage::open(path, false),
+            }),
         }
     }
 }

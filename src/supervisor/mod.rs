@@ -32,6 +32,7 @@ pub(crate) use status::Status;
 
 use crate::admin::{self, Room};
 use crate::attestation::{self, Requests};
+use crate::boot::plan::Plan;
 use crate::boot::{self, Heartbeat, Started};
 use crate::config::Config;
 use crate::confine::{self, Confinement};
@@ -109,7 +110,7 @@ struct Supervisor {
     board: StatusBoard,
     events: mpsc::Receiver<Event>,
     launch: Option<JoinHandle<Result<Started, Failure>>>,
-    plan: Arc<OnceLock<String>>,
+    plan: Arc<OnceLock<Plan>>,
     enclave: Option<RunningEnclave>,
     cid: Option<Cid>,
     hung_up: bool,
@@ -268,6 +269,8 @@ impl Supervisor {
                 self.identity.get_or_init(|| Identity::new(&self.config.eif, slot_uid, cid, cpus, memory));
                 self.enclave = Some(enclave);
                 self.cid = Some(cid);
+                self.on_the_way.boot_timeout =
+                    self.plan.get().map(|plan| plan.boot_timeout).unwrap_or_default();
                 Event::Launched(cid)
             }
             Err(error) => Event::Failed(boot::BootError::from(error).into()),
@@ -297,7 +300,8 @@ impl Supervisor {
             return;
         }
         self.phase = next;
-        let limit = self.phase.limit(&self.config).map(|limit| Instant::now() + limit);
+        let boot_timeout = self.on_the_way.boot_timeout;
+        let limit = self.phase.limit(&self.config, boot_timeout).map(|limit| Instant::now() + limit);
         self.deadline = limit.map(|limit| self.last.map_or(limit, |last| limit.min(last)));
         self.timeline.reached(self.phase.name());
         self.board.show(&self.phase);
@@ -330,6 +334,11 @@ impl Supervisor {
                 self.exited.cancel();
                 self.fetch_output();
             }
+            Phase::Parting(_) if self.on_the_way.foreign => {
+                // Nobody in it can power it off: to close it is its end.
+                self.enclave = None;
+                self.take(Event::HungUp);
+            }
             Phase::Parting(_) => {
                 self.orders.send_replace(Order::Goodbye);
             }
@@ -351,6 +360,7 @@ impl Supervisor {
             self.tasks.spawn(foreign.run(heartbeat));
             // No agent, no documents: who asks is told so at once.
             self.waiting.requests = None;
+            self.on_the_way.foreign = true;
             self.output_over.cancel();
             return Ok(());
         }
@@ -428,7 +438,7 @@ impl Supervisor {
         Outcome {
             ending,
             on_the_way: self.on_the_way,
-            plan: self.plan.get().cloned(),
+            plan: self.plan.get().map(Plan::to_string),
             cid: self.cid,
             console: self.console,
             output: self.output,
@@ -441,16 +451,16 @@ impl Supervisor {
 fn start_launch(
     config: &Arc<Config>,
     timeline: &Arc<Timeline>,
-    plan_text: &Arc<OnceLock<String>>,
+    planned: &Arc<OnceLock<Plan>>,
     stop: &CancellationToken,
 ) -> JoinHandle<Result<Started, Failure>> {
     let (config, timeline) = (Arc::clone(config), Arc::clone(timeline));
-    let (plan_text, stop) = (Arc::clone(plan_text), stop.clone());
+    let (planned, stop) = (Arc::clone(planned), stop.clone());
     tokio::task::spawn_blocking(move || {
         let (image, plan) = boot::prepare(&config, &timeline)?;
-        let text = plan_text.get_or_init(|| plan.to_string());
-        tracing::info!(plan = text, "planned");
-        Ok(boot::launch(&config, &image, &plan, &timeline, &stop)?)
+        let plan = planned.get_or_init(|| plan);
+        tracing::info!(%plan, "planned");
+        Ok(boot::launch(&config, &image, plan, &timeline, &stop)?)
     })
 }
 

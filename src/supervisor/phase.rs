@@ -6,7 +6,7 @@ use nitro_device::Cid;
 use serde::Serialize;
 use wire::ExitStatus;
 
-use crate::config::Config;
+use crate::config::{Config, Timespan};
 use crate::exit::{Exit, Explanation, Failure};
 
 /// Between the workload's end and our hearing of it: the agent first lets its
@@ -92,6 +92,10 @@ pub(crate) struct Circumstances {
     pub(crate) asked: bool,
     /// How far the agent said that the enclave has come.
     pub(crate) heard: Option<wire::Phase>,
+    /// How long the enclave was given to be ready.
+    pub(crate) boot_timeout: Timespan,
+    /// The image has no agent.
+    pub(crate) foreign: bool,
 }
 
 impl Circumstances {
@@ -151,10 +155,10 @@ impl Phase {
 
     /// How long the phase may last before [`Event::TimeOver`]. After a stop
     /// signal all of them together are cut to the drain's whole.
-    pub(crate) fn limit(&self, config: &Config) -> Option<Duration> {
+    pub(crate) fn limit(&self, config: &Config, boot_timeout: Timespan) -> Option<Duration> {
         match self {
             Phase::Launching | Phase::Serving | Phase::Ended(_) => None,
-            Phase::Booting => Some(config.boot.timeout.duration()),
+            Phase::Booting => Some(boot_timeout.duration()),
             Phase::Draining => Some(config.drain.accept.duration()),
             Phase::Stopping => Some(config.drain.grace.duration() + AGENT_WITHIN),
             Phase::Hurrying => Some(AGENT_WITHIN),
@@ -230,8 +234,12 @@ impl Ending {
                 "let the workload end on SIGTERM, or set a longer drain.grace (and the pod's terminationGracePeriodSeconds)",
             ),
             Ending::BootTimeout => Explanation::new(
-                format!("the enclave was not ready within {}", config.boot.timeout),
+                format!("the enclave was not ready within {}", on_the_way.boot_timeout),
                 match on_the_way.heard {
+                    _ if on_the_way.foreign => format!(
+                        "the image never sent its heartbeat to port 9000 of the instance: more memory_mib, a longer boot.timeout, or `readiness: agent` if it has our agent; {}",
+                        look(config)
+                    ),
                     Some(_) => format!(
                         "let the workload listen on every port of its settings, or set a longer boot.timeout; {}",
                         look(config)
@@ -317,6 +325,11 @@ mod tests {
             let explanation = ending.explanation(&config, &alone).unwrap();
             assert!(!explanation.cause.is_empty() && !explanation.fix.is_empty(), "{ending:?}");
         }
+        let fix = |on_the_way| Ending::BootTimeout.explanation(&config, &on_the_way).unwrap().fix;
+        assert!(fix(Circumstances::default()).contains("agent never answered"));
+        let heard = Some(wire::Phase::AgentUp);
+        assert!(fix(Circumstances { heard, ..Circumstances::default() }).contains("listen on every port"));
+        assert!(fix(Circumstances { foreign: true, ..Circumstances::default() }).contains("heartbeat"));
         assert_eq!(Ending::Workload(status).explanation(&config, &asked), None);
         assert_eq!(Ending::Workload(ExitStatus::Code(0)).explanation(&config, &alone), None);
     }
@@ -381,7 +394,7 @@ mod tests {
             let mut phase = run(&events);
             let config = Config::default();
             for _ in 0..8 {
-                if phase.limit(&config).is_some() {
+                if phase.limit(&config, Timespan::from_secs(60)).is_some() {
                     phase = phase.after(Event::TimeOver);
                 }
             }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nitro_device::PageSize;
 
 use super::cpus::parse_list;
-use super::plan::{CpuPool, Limit, Pool, Snapshot};
+use super::{CpuPool, Limit, Pool, Snapshot};
 
 const POOLS: &str = "sys/kernel/mm/hugepages";
 const NODES: &str = "sys/devices/system/node";
@@ -84,7 +84,7 @@ fn numbered(directory: &Path, prefix: &str) -> Vec<u32> {
 }
 
 /// Where the kernel keeps the pages of one size.
-pub(crate) fn pool_path(page: PageSize) -> PathBuf {
+pub(super) fn pool_path(page: PageSize) -> PathBuf {
     Path::new("/").join(POOLS).join(format!("hugepages-{}kB", page.bytes() >> 10))
 }
 

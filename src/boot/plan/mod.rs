@@ -4,24 +4,24 @@
 //! alone, so large pages are taken first; what is left over is covered by the
 //! smallest page that can. A page more than needed is waste, and reported.
 
+mod cpus;
+mod need;
+mod shortfall;
+mod snapshot;
+
 use std::fmt;
 
 use nitro_device::PageSize;
 use serde::{Serialize, Serializer};
 
-pub(crate) use super::cpus::{CpuPool, CpuShortfall, Cpus};
-use crate::exit::{Blame, Exit};
+pub(crate) use cpus::{CpuPool, CpuShortfall, Cpus};
+pub(crate) use need::Needs;
+pub(crate) use shortfall::Shortfall;
+use shortfall::{page_to_name, shortfall};
+
+use crate::config::Timespan;
 
 const MIB: u64 = 1 << 20;
-/// The driver's minimum (NE_ERR_ENCLAVE_MEM_MIN_SIZE), in bytes.
-const LEAST_MEMORY: u64 = 64 * MIB;
-/// Where the drivers seen so far load the image (NE_EIF_LOAD_OFFSET), in bytes.
-/// The driver's own answer is checked again at launch.
-const LOAD_OFFSET: u64 = 8 * MIB;
-
-/// What a kernel takes for itself before it unpacks anything, in bytes. Measured
-/// with a 6.1 kernel of 10 MiB, rounded up.
-const KERNEL_NEEDS: u64 = 40 * MIB;
 /// The driver's limit comes from the hypervisor and cannot be asked for. An
 /// enclave of 128 GiB in single 2 MiB pages is the largest that is tried.
 const MOST_PIECES: u64 = 65_536;
@@ -62,10 +62,9 @@ pub(crate) struct Wish {
     /// Bytes of memory; `None` for what was granted.
     pub(crate) memory: Option<u64>,
     pub(crate) cpus: Cpus,
-    /// Bytes of the image file.
-    pub(crate) image: u64,
-    /// Bytes that its ramdisks take once unpacked.
-    pub(crate) unpacked: u64,
+    pub(crate) image: Needs,
+    /// How long the enclave may take to be ready; `None` for what suits the image.
+    pub(crate) boot_timeout: Option<Timespan>,
 }
 
 /// What the enclave gets.
@@ -78,6 +77,8 @@ pub(crate) struct Plan {
     pub(crate) node: Option<u32>,
     /// Bytes beyond the wish.
     pub(crate) waste: u64,
+    /// How long the enclave may take to be ready.
+    pub(crate) boot_timeout: Timespan,
     /// What may go wrong later, each with what to change.
     pub(crate) warnings: Vec<String>,
 }
@@ -109,6 +110,7 @@ struct Report<'a> {
     node: Option<u32>,
     waste_bytes: u64,
     cpus: &'a Cpus,
+    boot_timeout_seconds: f64,
     warnings: &'a [String],
 }
 
@@ -122,6 +124,7 @@ impl Plan {
             node: self.node,
             waste_bytes: self.waste,
             cpus: &self.cpus,
+            boot_timeout_seconds: self.boot_timeout.duration().as_secs_f64(),
             warnings: &self.warnings,
         };
         // Numbers and strings always have a JSON form.
@@ -153,92 +156,11 @@ impl fmt::Display for Plan {
             Cpus::Count(count) => write!(f, "), {count} CPUs")?,
             Cpus::Ids(ids) => write!(f, "), CPUs {ids:?}")?,
         }
-        self.node.map_or(Ok(()), |node| write!(f, ", on NUMA node {node}"))
-    }
-}
-
-/// Why there is no plan. Sizes in bytes.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Shortfall {
-    /// The pod's limits allow less than is asked for.
-    #[error("need {} MiB of huge pages, the control group's limits leave {} MiB", mib(.needed), mib(.left))]
-    Granted { page: PageSize, needed: u64, left: u64 },
-    /// The node has fewer free pages than are asked for.
-    #[error("need {} MiB of huge pages, {} MiB are free on this node", mib(.needed), mib(.free))]
-    Free { page: PageSize, needed: u64, free: u64 },
-    /// There would be enough pages, were they not on another NUMA node.
-    #[error(
-        "need {} MiB of huge pages on NUMA node {node} with the CPU pool, {} MiB are free there and {} MiB on other nodes",
-        mib(.needed), mib(.free), mib(.elsewhere)
-    )]
-    Node { page: PageSize, node: u32, needed: u64, free: u64, elsewhere: u64 },
-    /// The pages may be in more pieces than the driver can take.
-    #[error("the memory may be in {pieces} pieces, an enclave's can be in {MOST_PIECES}")]
-    Pieces { needed: u64, pieces: u64 },
-    #[error(transparent)]
-    Cpus(#[from] CpuShortfall),
-    /// Neither wish nor grant nor free pages.
-    #[error("there are no free huge pages for the enclave")]
-    None { needed: u64 },
-    /// The memory cannot hold the image, or is under the driver's minimum.
-    #[error("the enclave would have {} MiB of memory, this image needs at least {} MiB", mib(.memory), mib(.needed))]
-    Small { page: PageSize, memory: u64, needed: u64, chosen: bool },
-}
-
-fn mib(bytes: &u64) -> u64 {
-    bytes.div_ceil(MIB)
-}
-
-impl Blame for Shortfall {
-    fn exit(&self) -> Exit {
-        match self {
-            Shortfall::Small { chosen: true, .. } => Exit::Usage,
-            Shortfall::Cpus(shortfall) => shortfall.exit(),
-            _ => Exit::Resources,
+        if let Some(node) = self.node {
+            write!(f, ", on NUMA node {node}")?;
         }
+        write!(f, "; to be ready within {}", self.boot_timeout)
     }
-
-    fn fix(&self) -> String {
-        match *self {
-            Shortfall::Cpus(ref shortfall) => shortfall.fix(),
-            Shortfall::Pieces { needed, .. } => format!(
-                "reserve 1 GiB pages and set `{}` in the container's resources.limits instead of 2 MiB pages",
-                resource_line(PageSize::GIB1, needed)
-            ),
-            Shortfall::Node { page, node, needed, free, .. } => format!(
-                "reserve {} more {page} pages on that node (/sys/devices/system/node/node{node}/hugepages/\
-                 hugepages-{}kB/nr_hugepages), or move the CPU pool",
-                (needed - free).div_ceil(page.bytes()),
-                page.bytes() >> 10
-            ),
-            Shortfall::Granted { page, needed, .. } => {
-                format!("set `{}` in the container's resources.limits", resource_line(page, needed))
-            }
-            Shortfall::Free { page, needed, free } => format!(
-                "reserve {} more {page} pages on the node (memory_mib in allocator.yaml, or {}/nr_hugepages), \
-                 or ask for less; the pod needs `{}`",
-                (needed - free).div_ceil(page.bytes()),
-                super::snapshot::pool_path(page).display(),
-                resource_line(page, needed)
-            ),
-            Shortfall::None { needed } => format!(
-                "reserve huge pages on the node and set `{}` in the container's resources.limits",
-                resource_line(PageSize::MIB2, needed)
-            ),
-            Shortfall::Small { page, needed, chosen, .. } => {
-                let line = resource_line(page, needed);
-                let knob =
-                    if chosen { format!("`memory_mib: {}` and ", mib(&needed)) } else { String::new() };
-                format!("set {knob}`{line}` in the container's resources.limits")
-            }
-        }
-    }
-}
-
-/// The line of a pod's manifest: `hugepages-2Mi: 128Mi`.
-fn resource_line(page: PageSize, bytes: u64) -> String {
-    let whole = bytes.div_ceil(page.bytes()) * page.bytes();
-    format!("{}: {}Mi", page.resource(), whole / MIB)
 }
 
 /// What the enclave gets on this machine.
@@ -246,7 +168,7 @@ pub(crate) fn plan(wish: &Wish, snapshot: &Snapshot) -> Result<Plan, Shortfall> 
     if let Some(pool) = &snapshot.cpus {
         pool.check(&wish.cpus)?;
     }
-    let least = LEAST_MEMORY.max((LOAD_OFFSET + wish.image).next_multiple_of(PageSize::MIB2.bytes()));
+    let least = wish.image.least();
     let mut pools: Vec<&Pool> = snapshot.pools.iter().collect();
     pools.sort_by_key(|pool| std::cmp::Reverse(pool.page));
     let needed = match wish.memory {
@@ -261,49 +183,19 @@ pub(crate) fn plan(wish: &Wish, snapshot: &Snapshot) -> Result<Plan, Shortfall> 
         return Err(Shortfall::Small { page, memory: needed, needed: least, chosen: wish.memory.is_some() });
     }
     let regions = take(needed, &pools).ok_or_else(|| shortfall(needed, &pools, snapshot.node))?;
-    let cpus = wish.cpus.clone();
-    let plan = Plan { regions, cpus, node: snapshot.node, waste: 0, warnings: Vec::new() };
-    if plan.most_pieces() > MOST_PIECES {
-        return Err(Shortfall::Pieces { needed, pieces: plan.most_pieces() });
+    let pieces: u64 = regions.iter().map(|region| region.pages).sum();
+    if pieces > MOST_PIECES {
+        return Err(Shortfall::Pieces { needed, pieces });
     }
-    let waste = plan.memory() - needed;
-    let warnings = wish.warnings(plan.memory());
-    Ok(Plan { waste, warnings, ..plan })
-}
-
-impl Wish {
-    /// Bytes with which the kernel can unpack the image: the image lies in
-    /// memory while its ramdisks are unpacked beside it, and Linux lets a
-    /// root file system in memory fill half of what there is
-    /// (Documentation/filesystems/tmpfs.rst, `size`).
-    fn comfort(&self) -> u64 {
-        (self.image + self.unpacked + KERNEL_NEEDS)
-            .max(2 * self.unpacked)
-            .next_multiple_of(PageSize::MIB2.bytes())
-    }
-
-    fn warnings(&self, memory: u64) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let comfort = self.comfort();
-        if memory < comfort {
-            warnings.push(format!(
-                "{} MiB may be too little to unpack this image (\"Failed to unpack initramfs\"): \
-                 it needs about {} MiB; set `memory_mib: {}`",
-                mib(&memory),
-                mib(&comfort),
-                mib(&comfort)
-            ));
-        } else if memory < 4 * self.image {
-            warnings.push(format!(
-                "nitro-cli would refuse {} MiB for this image (its rule: four times the file, {} MiB), \
-                 though about {} MiB suffice",
-                mib(&memory),
-                mib(&(4 * self.image)),
-                mib(&comfort)
-            ));
-        }
-        warnings
-    }
+    let memory: u64 = regions.iter().map(|region| region.bytes()).sum();
+    Ok(Plan {
+        regions,
+        cpus: wish.cpus.clone(),
+        node: snapshot.node,
+        waste: memory - needed,
+        boot_timeout: wish.boot_timeout.unwrap_or_else(|| wish.image.boot_timeout()),
+        warnings: wish.image.warnings(memory),
+    })
 }
 
 impl Pool {
@@ -312,6 +204,10 @@ impl Pool {
         let left = self.limit.map_or(u64::MAX, |limit| limit.max.saturating_sub(limit.used));
         (self.free * self.page.bytes()).min(left / self.page.bytes() * self.page.bytes())
     }
+}
+
+fn mib(bytes: &u64) -> u64 {
+    bytes.div_ceil(MIB)
 }
 
 /// Bytes that the control group grants, if it limits anything. Kubernetes sets
@@ -348,43 +244,12 @@ fn take(needed: u64, pools: &[&Pool]) -> Option<Vec<Region>> {
     Some(taken)
 }
 
-/// Which of the two bounds is in the way.
-fn shortfall(needed: u64, pools: &[&Pool], node: Option<u32>) -> Shortfall {
-    let page = page_to_name(pools);
-    let left: u64 = pools
-        .iter()
-        .map(|pool| match pool.limit {
-            Some(limit) => limit.max.saturating_sub(limit.used),
-            None => pool.free * pool.page.bytes(),
-        })
-        .sum();
-    let free: u64 = pools.iter().map(|pool| pool.available()).sum();
-    if left < needed && pools.iter().any(|pool| pool.limit.is_some()) {
-        return Shortfall::Granted { page, needed, left };
-    }
-    let elsewhere: u64 = pools.iter().map(|pool| pool.elsewhere * pool.page.bytes()).sum();
-    match node {
-        Some(node) if elsewhere > 0 && free + elsewhere >= needed => {
-            Shortfall::Node { page, node, needed, free, elsewhere }
-        }
-        _ => Shortfall::Free { page, needed, free },
-    }
-}
-
-/// The size that a fix names: the one that is granted or present, else 2 MiB.
-fn page_to_name(pools: &[&Pool]) -> PageSize {
-    pools
-        .iter()
-        .rev()
-        .find(|pool| pool.limit.is_some_and(|limit| limit.max > 0))
-        .or_else(|| pools.iter().rev().find(|pool| pool.free > 0))
-        .map_or(PageSize::MIB2, |pool| pool.page)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::exit::{Blame, Exit};
 
     fn pool(page: PageSize, free: u64, limit: Option<u64>) -> Pool {
         Pool { page, free, elsewhere: 0, limit: limit.map(|max| Limit { max: max * MIB, used: 0 }) }
@@ -395,7 +260,8 @@ mod tests {
     }
 
     fn wish(mib: Option<u64>) -> Wish {
-        Wish { memory: mib.map(|mib| mib * MIB), cpus: Cpus::Count(2), image: 20 * MIB, unpacked: 20 * MIB }
+        let image = Needs { file: 20 * MIB, unpacked: 20 * MIB };
+        Wish { memory: mib.map(|mib| mib * MIB), cpus: Cpus::Count(2), image, boot_timeout: None }
     }
 
     fn pages(plan: &Plan) -> Vec<(u64, u64)> {
@@ -441,7 +307,7 @@ mod tests {
 
     #[test]
     fn memory_too_small_for_the_image_is_refused_with_the_real_need() {
-        let wish = Wish { memory: Some(64 * MIB), cpus: Cpus::Count(2), image: 100 * MIB, unpacked: 0 };
+        let wish = Wish { image: Needs { file: 100 * MIB, unpacked: 0 }, ..wish(Some(64)) };
         let pools = vec![pool(PageSize::MIB2, 500, None)];
         let small = plan(&wish, &of(pools)).unwrap_err();
         assert!(small.fix().contains("`memory_mib: 108`"), "{}", small.fix());
@@ -456,26 +322,7 @@ mod tests {
         assert!(refused.to_string().contains("node 1"), "{refused}");
         assert!(refused.fix().contains("node1/hugepages/hugepages-2048kB"), "{}", refused.fix());
         assert!(refused.fix().contains("32 more"), "{}", refused.fix());
-        assert!(plan(&wish(Some(64)), &snapshot).unwrap().to_string().ends_with("on NUMA node 1"));
-    }
-
-    #[test]
-    fn four_times_the_image_is_no_rule_but_the_real_need_is_a_warning() {
-        let warnings = |mib, image, unpacked| {
-            let wish = Wish {
-                memory: Some(mib * MIB),
-                cpus: Cpus::Count(2),
-                image: image * MIB,
-                unpacked: unpacked * MIB,
-            };
-            plan(&wish, &of(vec![pool(PageSize::MIB2, 5000, None)])).unwrap().warnings
-        };
-        assert!(warnings(1000, 100, 100).is_empty());
-        assert!(warnings(300, 100, 100)[0].contains("400 MiB"), "nitro-cli's rule");
-        let tight = warnings(200, 100, 100);
-        assert!(tight[0].contains("`memory_mib: 240`"), "{tight:?}");
-        let packed = warnings(500, 100, 300);
-        assert!(packed[0].contains("`memory_mib: 600`"), "half of the memory: {packed:?}");
+        assert!(plan(&wish(Some(64)), &snapshot).unwrap().to_string().contains("on NUMA node 1"));
     }
 
     #[test]
@@ -494,6 +341,16 @@ mod tests {
         assert_eq!(json["regions"][0], serde_json::json!({"page_bytes": 1 << 30, "pages": 1}));
         assert_eq!((json["most_pieces"].as_u64(), json["waste_bytes"].as_u64()), (Some(39), Some(0)));
         assert_eq!(json["cpus"], serde_json::json!({"count": 2}));
+        assert_eq!(json["boot_timeout_seconds"], 62.0);
+    }
+
+    #[test]
+    fn the_time_to_be_ready_is_the_images_unless_one_is_chosen() {
+        let snapshot = of(vec![pool(PageSize::MIB2, 50, None)]);
+        let suits = plan(&wish(Some(64)), &snapshot).unwrap();
+        assert!(suits.to_string().ends_with("; to be ready within 1m 2s"), "{suits}");
+        let chosen = Wish { boot_timeout: Some(Timespan::from_secs(5)), ..wish(Some(64)) };
+        assert_eq!(plan(&chosen, &snapshot).unwrap().boot_timeout, Timespan::from_secs(5));
     }
 
     fn any_pool(page: PageSize, most: u64) -> impl Strategy<Value = Pool> {
