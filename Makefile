@@ -67,6 +67,7 @@ qemu:
 
 bench:
 	scripts/setup.sh test
+	scripts/with-huge-pages.sh $(TEST_PAGES) env LOAD_VERDICT=1 $(CARGO) test --release -p nitro-device --test load -- --nocapture
 	scripts/bench.sh
 
 fuzz:

@@ -279,7 +279,7 @@ mod tests {
         let warnings = ["tracing::warn!", "tracing::error!", "vec![format!", "advice.push(format!"];
         for function in makers.into_iter().chain(warnings) {
             for (path, call) in calls(function) {
-                let message = first_string(call.split(");").next().unwrap());
+                let message = first_string(call.split(");\n").next().unwrap());
                 // Text of an argument's, which is looked at where it is made.
                 if message.replace('…', "").trim().is_empty() {
                     continue;

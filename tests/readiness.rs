@@ -2,9 +2,11 @@
 
 mod machine;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use machine::{Image, Node, Shim, client};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -46,4 +48,44 @@ fn without_ingress_ports_started_is_ready() {
     let node = Node::new();
     let mut shim = Shim::start(&node, &image(&node, "ready: listen"));
     shim.ready();
+}
+
+/// Held still from its first moment: an agent that says nothing.
+fn silent(node: &Node, config: &str) -> (Shim, Pid) {
+    let mut shim = Shim::with_config(node, &Image::hello(node), config);
+    let mut agent = None;
+    shim.until(SOON, "the enclave runs", |_| {
+        agent = node.first_process();
+        agent.is_some()
+    });
+    kill(agent.unwrap(), Signal::SIGSTOP).unwrap();
+    let page = client::get(shim.http(), "/readyz").unwrap();
+    assert_eq!(page.status, 503, "it was ready before it was held: {}", page.text());
+    (shim, agent.unwrap())
+}
+
+#[test]
+fn an_agent_that_is_slow_is_waited_for() {
+    const SLOW: Duration = Duration::from_secs(2);
+    let node = Node::new();
+    let (mut shim, agent) = silent(&node, "memory_mib: 64\n");
+    let (http, held) = (shim.http(), Instant::now());
+    shim.until(SOON, "two seconds without a word pass", |_| {
+        assert_eq!(client::get(http, "/readyz").unwrap().status, 503);
+        held.elapsed() > SLOW
+    });
+    kill(agent, Signal::SIGCONT).unwrap();
+    assert!(shim.ready() > SLOW);
+    assert_eq!(shim.get("/").status, 200);
+}
+
+#[test]
+fn an_agent_that_never_answers_is_75_and_that_is_the_cause() {
+    let node = Node::new();
+    let (mut shim, _) = silent(&node, "memory_mib: 64\nboot: {timeout: 2s}\n");
+    assert_eq!(shim.exit_code(SOON), 75, "{}", shim.log());
+    for text in ["the enclave was not ready within 2s", "the image's agent never answered"] {
+        assert!(shim.log().contains(text), "no {text:?} in\n{}", shim.log());
+    }
+    machine::within(SOON, "no enclave is left", || node.first_process().is_none());
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -76,6 +77,23 @@ impl Node {
     pub fn kill_enclave(&self, cid: u64) {
         let output = self.fakenitro(&["kill", &cid.to_string()]);
         assert!(output.status.success(), "fakenitro kill: {output:?}");
+    }
+
+    /// The same, if it runs still.
+    pub fn try_kill_enclave(&self, cid: u64) {
+        self.fakenitro(&["kill", &cid.to_string()]);
+    }
+
+    /// The first process of the enclave that runs, or the machine that it is;
+    /// known before its first instruction.
+    pub fn first_process(&self) -> Option<Pid> {
+        let enclaves = std::fs::read_dir(self.path().join("enclaves")).into_iter().flatten().flatten();
+        let mut states = enclaves.filter_map(|enclave| {
+            let text = std::fs::read(enclave.path().join("status.json")).ok()?;
+            serde_json::from_slice::<Value>(&text).ok()
+        });
+        let running = states.find(|state| state["state"] == "running")?;
+        Some(Pid::from_raw(i32::try_from(running["pid"].as_i64()?).ok()?))
     }
 
     /// CIDs of the enclaves that run.
