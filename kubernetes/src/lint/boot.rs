@@ -3,7 +3,9 @@
 use super::{
     finding::Findings,
     model::{Model, PoolKind},
-    rule::{BOOT_JOINS_ANYWAY, BOOT_NO_ALLOCATOR, BOOT_NO_ENCLAVES, BOOT_REBOOT, BOOT_SECCOMP_DEFAULT},
+    rule::{
+        BOOT_JOINS_ANYWAY, BOOT_LATE, BOOT_NO_ALLOCATOR, BOOT_NO_ENCLAVES, BOOT_REBOOT, BOOT_SECCOMP_DEFAULT,
+    },
     script::OWN_UNIT,
 };
 use crate::yaml::Node;
@@ -22,6 +24,16 @@ pub(super) fn check(model: &Model<'_>, findings: &mut Findings<'_>) {
                 "install aws-nitro-enclaves-cli, write the allocator's file, \
                  systemctl enable --now nitro-enclaves-allocator.service",
             );
+        }
+        if let Some(spot) = &boot.late_start {
+            let reason = match pool.kind {
+                PoolKind::Managed => "a managed node group runs no command after its bootstrap",
+                _ => "kubelet reads the huge pages only when it starts, which is before this",
+            };
+            if pool.kind == PoolKind::Managed || !boot.restarts_kubelet {
+                let before = "the command before the bootstrap: preNodeadmCommands, preBootstrapCommands";
+                findings.add(&BOOT_LATE, spot, reason, before);
+            }
         }
         let decided = pool.enclaves.is_none_or(|node| node.truth() == Some(false));
         if let (true, Some(spot)) = (decided && pool.kind != PoolKind::Settings, &boot.allocator) {

@@ -45,9 +45,13 @@ fn zones(pool: &Pool<'_>, findings: &mut Findings<'_>) {
         match zone::kind(name) {
             Some(ZoneKind::Regular) => {}
             Some(kind) => {
-                let reason = format!(
-                    "{name} is a {kind:?} Zone; the pool will stay at LaunchTemplateReady=False, {EDGE_REASON}"
-                );
+                let outcome = match pool.kind {
+                    PoolKind::Karpenter => {
+                        "Karpenter does not leave it out, and no enclave runs there".to_owned()
+                    }
+                    _ => format!("the pool will stay at LaunchTemplateReady=False, {EDGE_REASON}"),
+                };
+                let reason = format!("{name} is a {kind:?} Zone; {outcome}");
                 let region: Vec<&str> = name.split('-').take(3).collect();
                 findings.add(
                     &ZONE_EDGE,

@@ -91,6 +91,7 @@ rules! {
     BOOT_NO_ENCLAVES "boot-no-enclaves" Error "the allocator runs, but enclaves are off";
     BOOT_NOT_STARTED "boot-not-started" Error "the allocator is enabled but not started";
     BOOT_ORDER "boot-order" Error "the allocator's configuration changes after it has started, or before it exists";
+    BOOT_LATE "boot-late" Error "the allocator starts after the bootstrap, if at all";
     BOOT_COMMAND "boot-command" Error "a boot command that is no text";
     BOOT_SED "boot-sed" Error "the sed expression changes nothing";
     BOOT_SECCOMP_DEFAULT "boot-seccomp-default" Error "kubelet's default seccomp profile blocks AF_VSOCK";

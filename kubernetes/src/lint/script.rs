@@ -37,6 +37,10 @@ pub(super) struct Bootstrap {
     pub(super) is_required: bool,
     /// The allocator is ordered before kubelet or nodeadm.
     pub(super) is_before: bool,
+    /// The allocator's start, if that is when kubelet is up already.
+    pub(super) late_start: Option<Spot>,
+    /// kubelet is started again after that.
+    pub(super) restarts_kubelet: bool,
     /// kubelet's `seccompDefault: true`.
     pub(super) seccomp_default: Option<Spot>,
     /// Whether the node is labelled by kubelet.
@@ -108,7 +112,13 @@ fn of_object(object: &Object<'_>, findings: &mut Findings<'_>) -> Option<Bootstr
     for file in spec.field("files").map(Node::items).unwrap_or_default() {
         run.file(object, file);
     }
-    for node in lists.iter().filter_map(|list| spec.field(list)).flat_map(Node::items) {
+    let listed = |list: &&'static str| spec.field(list).map(|node| (list.starts_with("post"), node));
+    for (is_late, node) in lists
+        .iter()
+        .filter_map(listed)
+        .flat_map(|(is_late, node)| node.items().iter().map(move |item| (is_late, item)))
+    {
+        run.is_late = is_late;
         let Some(text) = node.text() else {
             let spot = object.spot(node);
             let raw = findings.raw(&spot).trim_end().replace('\'', "''");
@@ -155,6 +165,8 @@ struct Run {
     /// The first edit of a file that nothing had made yet.
     early_edit: Option<Spot>,
     enabled: Option<Command>,
+    /// Commands now are those that run when kubelet is up.
+    is_late: bool,
     /// Files whose text is known.
     files: Vec<(String, String)>,
 }
@@ -171,10 +183,19 @@ impl Run {
             allocator: None,
             is_required: false,
             is_before: false,
+            late_start: None,
+            restarts_kubelet: false,
             seccomp_default: None,
             labels_node: false,
         };
-        Run { boot, config: Config::Missing, early_edit: None, enabled: None, files: Vec::new() }
+        Run {
+            boot,
+            config: Config::Missing,
+            early_edit: None,
+            enabled: None,
+            is_late: false,
+            files: Vec::new(),
+        }
     }
 
     /// A file that is there before any command runs.
@@ -321,6 +342,11 @@ impl Run {
     }
 
     fn systemctl(&mut self, arguments: &[&str], command: &Command) {
+        if arguments.contains(&"restart")
+            && arguments.iter().any(|word| word.trim_end_matches(".service") == "kubelet")
+        {
+            self.boot.restarts_kubelet = self.boot.late_start.is_some();
+        }
         let units = arguments.iter().map(|word| word.strip_suffix(".service").unwrap_or(word));
         let mut units = units.filter(|unit| [UNIT, OWN_UNIT].contains(unit)).peekable();
         if units.peek().is_none() {
@@ -345,6 +371,9 @@ impl Run {
 
     fn start(&mut self, command: &Command) {
         self.boot.allocator = Some(command.spot.clone());
+        if self.is_late {
+            self.boot.late_start = Some(command.spot.clone());
+        }
     }
 
     fn edit_after_start(&self, command: &Command, findings: &mut Findings<'_>) {

@@ -537,6 +537,19 @@ pub(crate) const CASES: &[Case] = &[
         near: &[("    ami: {eks", "    sshKeyName: mine\n    ami: {eks")],
     },
     Case {
+        id: "boot-late",
+        fires: &[
+            ("kind: NodeadmConfig, name: boot", "kind: EKSConfig, name: boot"),
+            ("kind: NodeadmConfig\n", "kind: EKSConfig\n"),
+            ("preNodeadmCommands:", "postBootstrapCommands:"),
+        ],
+        near: &[
+            ("kind: NodeadmConfig, name: boot", "kind: EKSConfig, name: boot"),
+            ("kind: NodeadmConfig\n", "kind: EKSConfig\n"),
+            ("preNodeadmCommands:", "preBootstrapCommands:"),
+        ],
+    },
+    Case {
         id: "ng-version",
         fires: &[(
             "infrastructure.cluster.x-k8s.io/v1beta2\nkind: AWSManagedMachinePool",
