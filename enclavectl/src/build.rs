@@ -60,6 +60,11 @@ pub(crate) struct Args {
     output: PathBuf,
     #[command(flatten)]
     pod_image: PodImageArgs,
+    /// Ask registries without TLS also when they are on other machines: who is
+    /// between can read credentials and contents, though not change contents that
+    /// are named by digest
+    #[arg(long)]
+    plain_http: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,7 +88,7 @@ struct WhichSource {
     /// Directory that becomes the workload's root filesystem
     #[arg(long, value_name = "DIR")]
     rootfs: Option<PathBuf>,
-    /// Container image or root filesystem:
+    /// Container image or root filesystem: `docker://NAME[:TAG][@DIGEST]` in a registry,
     /// `docker-daemon:NAME[:TAG]`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`,
     /// `docker-archive:FILE[:TAG]`, `rootfs:DIR` or `tar:FILE`; of files `@DIGEST` in
     /// place of `:TAG` [default: the manifest's `image`]
@@ -126,6 +131,9 @@ struct BuildReport {
     /// Digest of the container image's manifest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pod_image: Option<String>,
+    /// Where it was sent: name, tag and digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pushed: Option<String>,
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
@@ -135,11 +143,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let agent_path = program_path(args.agent.as_deref(), AGENT_NAME, "--agent")?;
     let agent = open_agent(&agent_path, kernel.architecture)?;
     let source = args.source.source(&manifest, &args.app)?;
-    let pod_image = args.pod_image.open(&manifest, kernel.architecture)?;
+    let pod_image = args.pod_image.open(&manifest, kernel.architecture, args.plain_http)?;
     let describe = || format!("cannot create {}", args.output.display());
     let output = OutputFile::create(&args.output).with_context(describe).or_blame(Blame::CannotCreate)?;
 
-    let access = Access { limits: args.source.limits(), scratch: directory(&args.output) };
+    let access = Access {
+        limits: args.source.limits(),
+        scratch: directory(&args.output),
+        plain_http: args.plain_http,
+    };
     let Opened { tree, config, notes } = source.open(kernel.architecture, &access)?;
     for note in notes {
         eprintln!("note: {note}");
@@ -166,7 +178,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     };
     output.publish().with_context(describe).or_blame(Blame::CannotCreate)?;
 
-    print_json(&BuildReport { measurements: measurements.into(), pod_image })?;
+    let pushed = args.pod_image.pushed_as(pod_image.as_deref());
+    print_json(&BuildReport { measurements: measurements.into(), pod_image, pushed })?;
     Ok(ExitCode::SUCCESS)
 }
 

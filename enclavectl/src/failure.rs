@@ -12,12 +12,14 @@ pub(crate) enum Blame {
     Data = 65,
     /// An input file that cannot be opened.
     NoInput = 66,
-    /// A daemon that does not answer, or not to the end.
+    /// A registry or daemon that does not answer, or not to the end.
     Unavailable = 69,
     /// The output cannot be created.
     CannotCreate = 73,
     /// The machine: reading or writing failed half way.
     Io = 74,
+    /// A registry that wants other credentials.
+    NoPermission = 77,
 }
 
 impl Blame {

@@ -13,6 +13,7 @@ mod output;
 mod pod_image;
 mod policy;
 mod progress;
+mod registry;
 mod render;
 mod report;
 mod source;

@@ -7,7 +7,8 @@
 //! ```
 //! Nothing else: no shell, no libraries. One plain layer, times and owners fixed,
 //! so that the same files give the same digest. Written as an OCI image layout
-//! (directory), or as an archive that is a layout and a docker archive at once.
+//! (directory), as an archive that is a layout and a docker archive at once, or
+//! straight into a registry.
 
 mod local;
 mod tarball;
@@ -21,12 +22,14 @@ use std::{
 use anyhow::Context;
 use clap::ArgGroup;
 use eif::{Architecture, Measurements, boot_files::open_agent, rootfs::Digest};
+use oci_client::Reference;
 use serde_json::{Value, json};
 
 use self::tarball::{Content, Tarball};
 use crate::{
     failure::{Blame, Failure, OrBlame},
     manifest::Manifest,
+    registry::{Push, PushedImage},
 };
 
 /// Beside this program, when `--shim` is not given.
@@ -38,7 +41,7 @@ const HTTP_PORT: u16 = 9090;
 
 /// The container image to write besides the enclave image.
 #[derive(Debug, clap::Args)]
-#[command(group = ArgGroup::new("pod").multiple(true).args(["pod_image", "pod_rootfs"]))]
+#[command(group = ArgGroup::new("pod").multiple(true).args(["pod_image", "pod_rootfs", "push"]))]
 pub(crate) struct PodImageArgs {
     /// Container image to write: PATH.tar becomes an archive (OCI layout and
     /// docker archive), any other path an OCI image layout in a new directory
@@ -48,6 +51,10 @@ pub(crate) struct PodImageArgs {
     /// builder to make an image of
     #[arg(long, value_name = "DIR")]
     pod_rootfs: Option<PathBuf>,
+    /// Name in a registry to send the container image to, with credentials of
+    /// Docker's configuration; the tag is `latest` unless given
+    #[arg(long, value_name = "NAME[:TAG]", value_parser = push_name)]
+    push: Option<Reference>,
     /// Shim, a static program [default: enclave-shim beside enclavectl]
     #[arg(long, value_name = "FILE", requires = "pod")]
     shim: Option<PathBuf>,
@@ -60,6 +67,7 @@ pub(crate) struct PodImageArgs {
 pub(crate) struct PodImage {
     image: Option<PathBuf>,
     rootfs: Option<PathBuf>,
+    push: Option<Push>,
     shim: File,
     config: Vec<u8>,
 }
@@ -70,8 +78,9 @@ impl PodImageArgs {
         &self,
         manifest: &Manifest,
         architecture: Architecture,
+        plain_http: bool,
     ) -> Result<Option<PodImage>, Failure> {
-        if self.pod_image.is_none() && self.pod_rootfs.is_none() {
+        if self.pod_image.is_none() && self.pod_rootfs.is_none() && self.push.is_none() {
             return Ok(None);
         }
         let shim_path = crate::build::program_path(self.shim.as_deref(), SHIM_NAME, "--shim")?;
@@ -90,9 +99,24 @@ impl PodImageArgs {
                 return Err(Failure::new(Blame::CannotCreate, error));
             }
         }
+        // A registry that will not have it is found out before anything is built.
+        let push = self.push.as_ref().map(|name| Push::open(name, plain_http)).transpose()?;
         let (image, rootfs) = (self.pod_image.clone(), self.pod_rootfs.clone());
-        Ok(Some(PodImage { image, rootfs, shim, config }))
+        Ok(Some(PodImage { image, rootfs, push, shim, config }))
     }
+
+    /// The name that pulls the image of this digest, if it was sent anywhere.
+    pub(crate) fn pushed_as(&self, digest: Option<&str>) -> Option<String> {
+        Some(format!("{}@{}", self.push.as_ref()?.whole(), digest?))
+    }
+}
+
+fn push_name(text: &str) -> Result<Reference, String> {
+    let reference: Reference = text.parse().map_err(|error| format!("{error}"))?;
+    if reference.digest().is_some() {
+        return Err("a digest cannot be chosen: the image has its own".to_owned());
+    }
+    Ok(reference)
 }
 
 /// Each ingress port under its own number, for clients of the pod.
@@ -121,8 +145,8 @@ pub(crate) struct Built<'a> {
 }
 
 impl PodImage {
-    /// Writes the container image, whole or not at all. Gives the
-    /// digest of its manifest, by which a registry will know it.
+    /// Sends and writes the container image, whole or not at all. Gives the
+    /// digest of its manifest, by which a registry knows it.
     pub(crate) fn write(&self, manifest: &Manifest, built: &Built<'_>) -> Result<Digest, Failure> {
         let describe = || "cannot make the container image".to_owned();
         let layer = self.layer(built.eif).with_context(describe).or_blame(Blame::Io)?;
@@ -132,6 +156,9 @@ impl PodImage {
             layer.digest().with_context(describe).or_blame(Blame::Io)?,
             layer.len(),
         );
+        if let Some(push) = &self.push {
+            push.send(&image.pushed(&layer), &|| layer.reader())?;
+        }
         let cannot = |path: &Path| format!("cannot create {}", path.display());
         if let Some(path) = &self.image {
             let written = match is_archive(path) {
@@ -161,6 +188,7 @@ struct Image {
     /// Name and content of all but the layer.
     blobs: Vec<(String, Vec<u8>)>,
     layer: Digest,
+    config: Blob,
     manifest: Blob,
 }
 
@@ -215,10 +243,21 @@ impl Image {
             ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
             ("index.json".to_owned(), index.to_string().into_bytes()),
             ("manifest.json".to_owned(), docker.to_string().into_bytes()),
-            (blob_name(&config.digest), config.bytes),
+            (blob_name(&config.digest), config.bytes.clone()),
             (blob_name(&manifest.digest), manifest.bytes.clone()),
         ];
-        Image { blobs, layer, manifest }
+        Image { blobs, layer, config, manifest }
+    }
+
+    fn pushed(&self, layer: &Tarball) -> PushedImage<'_> {
+        PushedImage {
+            manifest: &self.manifest.bytes,
+            digest: &self.manifest.digest,
+            config: &self.config.bytes,
+            config_digest: &self.config.digest,
+            layer_digest: &self.layer,
+            layer_len: layer.len(),
+        }
     }
 
     fn files(&self) -> impl Iterator<Item = (String, &Vec<u8>)> {

@@ -11,14 +11,16 @@ use eif::{
     Architecture,
     rootfs::{
         ContainerImage, Digest, Limits, Opening, RunConfig, SourceError, Tree, open_directory,
-        open_docker_archive, open_oci_archive, open_oci_layout, open_tar, read_docker_archive,
-        read_oci_archive,
+        open_docker_archive, open_oci_archive, open_oci_document, open_oci_layout, open_tar,
+        read_docker_archive, read_oci_archive,
     },
 };
+use oci_client::Reference;
 
 use crate::{
     daemon::{self, DaemonError},
     failure::{Blame, Failure},
+    registry::{Pulled, RegistryError},
 };
 
 /// Where a root filesystem comes from.
@@ -29,6 +31,7 @@ pub(crate) enum Source {
     DockerArchive(PathBuf, Option<String>),
     Directory(PathBuf),
     Tar(PathBuf),
+    Registry(Reference),
     /// A name with its tag, or an ID.
     DockerDaemon(String),
 }
@@ -37,7 +40,7 @@ pub(crate) enum Source {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParseSourceError {
     #[error(
-        "a source is docker-daemon:NAME[:TAG], oci:DIR[:TAG], \
+        "a source is docker://NAME[:TAG][@DIGEST] in a registry, docker-daemon:NAME[:TAG], oci:DIR[:TAG], \
          oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or tar:FILE"
     )]
     Kind,
@@ -61,10 +64,22 @@ impl FromStr for Source {
             "docker-archive" => Source::DockerArchive(path.into(), reference),
             "rootfs" => Source::Directory(rest.into()),
             "tar" => Source::Tar(rest.into()),
+            "docker" => Source::Registry(registry_name(rest)?),
             "docker-daemon" => Source::DockerDaemon(daemon_name(rest)?),
             _ => return Err(ParseSourceError::Kind),
         };
         if path.is_empty() { Err(ParseSourceError::NoPath) } else { Ok(source) }
+    }
+}
+
+/// `//NAME[:TAG][@DIGEST]`; short names are Docker Hub's, as everywhere.
+fn registry_name(text: &str) -> Result<Reference, ParseSourceError> {
+    let name = text.strip_prefix("//").ok_or(ParseSourceError::Kind)?;
+    let wrong = || ParseSourceError::Name { name: name.to_owned() };
+    let reference: Reference = name.parse().map_err(|_| wrong())?;
+    match reference.digest() {
+        Some(digest) if digest.parse::<Digest>().is_err() => Err(wrong()),
+        _ => Ok(reference),
     }
 }
 
@@ -105,6 +120,8 @@ pub(crate) struct Access<'a> {
     /// For unnamed files of what was compressed or fetched: should be on a disk
     /// with room for it.
     pub(crate) scratch: &'a Path,
+    /// Whether registries may be asked without TLS.
+    pub(crate) plain_http: bool,
 }
 
 impl Access<'_> {
@@ -133,6 +150,7 @@ impl Source {
             Source::DockerArchive(path, reference) => {
                 open_docker_archive(path, reference.as_deref(), opening(spool())?, &mut spool)?
             }
+            Source::Registry(reference) => pull(reference, access, opening(spool())?)?,
             Source::DockerDaemon(name) => {
                 let mut file = spool().map_err(SourceError::Spool)?;
                 daemon::save(name, &mut file, access.limits.total)?;
@@ -151,9 +169,20 @@ impl Source {
             Source::DockerArchive(path, reference) => Source::DockerArchive(directory.join(path), reference),
             Source::Directory(path) => Source::Directory(directory.join(path)),
             Source::Tar(path) => Source::Tar(directory.join(path)),
-            elsewhere @ Source::DockerDaemon(_) => elsewhere,
+            elsewhere @ (Source::Registry(_) | Source::DockerDaemon(_)) => elsewhere,
         }
     }
+}
+
+fn pull(reference: &Reference, access: &Access<'_>, opening: Opening) -> Result<ContainerImage, Failure> {
+    let pulled = Pulled::open(reference, access.plain_http, access.scratch)?;
+    let name = reference.whole();
+    let mut image = open_oci_document(&name, &pulled.document, pulled.pinned.as_ref(), &pulled, opening)?;
+    if pulled.pinned.is_none() {
+        let digest = Digest::sha256(&pulled.document);
+        image.notes.push(format!("{name} is {digest} now: name it with @{digest} to build the same again"));
+    }
+    Ok(image)
 }
 
 /// An image that the daemon has saved into `file`. An ID is the digest of the
@@ -188,9 +217,34 @@ impl From<SourceError> for Failure {
             SourceError::Read { .. } => Blame::NoInput,
             SourceError::Spool(_) => Blame::Io,
             SourceError::NoSuchImage { .. } | SourceError::Ambiguous { .. } => Blame::Usage,
+            SourceError::Fetch { source, .. } => match source.downcast_ref::<RegistryError>() {
+                Some(error) => Blame::from(error),
+                None => Blame::Io,
+            },
             _ => Blame::Data,
         };
         Failure::new(blame, error)
+    }
+}
+
+impl From<&RegistryError> for Blame {
+    fn from(error: &RegistryError) -> Blame {
+        match error {
+            RegistryError::Credentials(_) => Blame::Usage,
+            RegistryError::Unreachable { .. } | RegistryError::Interrupted { .. } => Blame::Unavailable,
+            RegistryError::Denied { .. } => Blame::NoPermission,
+            RegistryError::NotFound { .. } => Blame::NoInput,
+            RegistryError::WrongDigest { .. }
+            | RegistryError::TooLong { .. }
+            | RegistryError::Protocol { .. } => Blame::Data,
+            RegistryError::File { .. } | RegistryError::Start(_) => Blame::Io,
+        }
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Failure {
+        Failure::new(Blame::from(&error), error)
     }
 }
 
@@ -227,6 +281,12 @@ mod tests {
         assert_eq!(parse("tar:/a:b"), Source::Tar("/a:b".into()));
         let digest = format!("sha256:{}", "0".repeat(64));
         assert_eq!(parse(&format!("oci:a@{digest}")), Source::OciLayout("a".into(), Some(digest.clone())));
+        let Source::Registry(pinned) = parse(&format!("docker://127.0.0.1:5000/a/b:v1@{digest}")) else {
+            panic!()
+        };
+        assert_eq!((pinned.registry(), pinned.digest()), ("127.0.0.1:5000", Some(digest.as_str())));
+        let Source::Registry(short) = parse("docker://busybox") else { panic!() };
+        assert_eq!(short.whole(), "docker.io/library/busybox:latest");
         for (text, name) in
             [("a/b", "a/b:latest"), ("h:5000/a", "h:5000/a:latest"), ("a:1", "a:1"), (&digest, &digest)]
         {
@@ -244,7 +304,9 @@ mod tests {
             "oci:",
             "tar:",
             "oci-archive::v1",
-            "docker://a",
+            "docker://",
+            "docker://A",
+            "docker://a@sha256:12",
             "docker-daemon:",
             "docker-daemon:a b",
             "docker-daemon:../a",

@@ -108,7 +108,7 @@ fn unusable_sources_are_named_and_leave_nothing_behind() {
     fs::write(inputs.path("short.tar"), &fs::read(inputs.path("layer.tar")).unwrap()[..700]).unwrap();
     let before = inputs.names();
     for (arguments, code, message) in [
-        (&["--image", "docker:hello"][..], 64, "a source is docker-daemon:NAME"),
+        (&["--image", "docker:hello"][..], 64, "a source is docker://NAME"),
         (&["--image", "oci:oci:v2"], 64, "no image v2; there are: v1"),
         (&["--image", "oci:nowhere"], 65, "has no oci-layout"),
         (&["--image", "oci-archive:nowhere"], 66, "cannot read nowhere"),
