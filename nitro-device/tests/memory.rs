@@ -40,7 +40,7 @@ fn file(len: usize) -> (File, Vec<u8>) {
     (file, bytes)
 }
 
-/// The pool of 1 GiB pages with one more than before, given back at the end.
+/// A free page of 1 GiB in the pool, added if there was none and then given back at the end.
 struct LargePage {
     before: u64,
 }
@@ -54,10 +54,12 @@ impl LargePage {
 
     /// Nothing where the kernel has no such pages, or finds no room for one.
     fn reserve() -> Option<LargePage> {
-        // Room in one piece is rare on a machine that has run for a while.
-        let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
         let page = LargePage { before: Self::number("nr_hugepages")? };
-        std::fs::write(format!("{}/nr_hugepages", Self::POOL), (page.before + 1).to_string()).ok()?;
+        // Room in one piece is rare on a machine that has run for a while.
+        if Self::number("free_hugepages")? == 0 {
+            let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
+            std::fs::write(format!("{}/nr_hugepages", Self::POOL), (page.before + 1).to_string()).ok()?;
+        }
         (Self::number("free_hugepages")? > 0).then_some(page)
     }
 }
