@@ -196,8 +196,8 @@ fn a_pod_image_is_pushed_and_is_the_one_that_would_be_written() {
     let inspected: Value = serde_json::from_slice(&inspected.stdout).unwrap();
     assert_eq!(inspected["Digest"], digest);
     inputs.shell(&format!(
-        "skopeo --insecure-policy copy -q --src-tls-verify=false --src-creds {USER}:{PASSWORD} docker://{name} oci:back:1 &&
-         for blob in back/blobs/sha256/*; do cmp $blob pod/blobs/sha256/${{blob##*/}}; done"
+        "skopeo --insecure-policy copy -q --preserve-digests --src-tls-verify=false --src-creds {USER}:{PASSWORD} docker://{name} oci:back:1 &&
+         for blob in back/blobs/sha256/*; do cmp $blob pod/blobs/sha256/${{blob##*/}} || exit 1; done"
     ));
     // Everything is there already: the same again, and without a local copy.
     assert_eq!(succeeded(&inputs.build(&push))["PodImage"], digest);
