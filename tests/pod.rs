@@ -182,7 +182,32 @@ fn a_rendered_huge_page_volume_does_no_harm() {
     assert!(mounts.contains(" /hugepages-2mi hugetlbfs "), "{mounts}");
 }
 
-/// The test above uses the file that render wrote; this is the one that is deployed.
+#[test]
+fn the_device_plugins_container_needs_no_more_than_its_manifest_gives() {
+    if !has_runc() {
+        return;
+    }
+    let node = Node::for_pods();
+    let plugins = node.scratch().join("device-plugins");
+    fs::create_dir(&plugins).unwrap();
+    let mut container = Container::start(&node, Pod::device_plugin(&node, &plugins));
+    let address = container.address(container.port_named("metrics"));
+    // fakenitro's node: one slot is rendered, the pool has eight CPUs.
+    for line in ["resource=\"enclaves\",health=\"healthy\"} 1", "resource=\"cpus\",health=\"healthy\"} 8"] {
+        container.shim.until(SOON, line, |_| {
+            client::get(address, "/metrics").is_ok_and(|answer| answer.text().contains(line))
+        });
+    }
+    for socket in ["nitro_enclaves.sock", "nitro_enclaves_cpus.sock"] {
+        container.shim.until(SOON, socket, |_| plugins.join(socket).exists());
+    }
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(u64::from_str_radix(&status_field(container.pid(), set), 16), Ok(0), "{set}");
+    }
+    assert_eq!(container.stop(), 0, "{}", container.shim.log());
+}
+
+/// The tests above use the file that render wrote; this is the one that is deployed.
 #[test]
 fn the_deployed_profile_is_the_rendered_one() {
     let node = Node::for_pods();

@@ -102,6 +102,27 @@ impl Pod {
         Pod { bundle, spec, entrypoint, environment, seccomp, device: (DEVICE_GROUP, 0o660) }
     }
 
+    /// The device plugin's pod, whose volumes show `plugins` as kubelet's directory.
+    pub fn device_plugin(node: &Node, plugins: &Path) -> Pod {
+        let hello = Pod::hello(node, super::image::HELLO, &[]);
+        let manifests = hello.bundle.join("manifests");
+        let text = fs::read_to_string(manifests.join("device-plugin.yaml")).unwrap();
+        let set: Value = serde_saphyr::from_str(&text).unwrap();
+        let mut spec = set["spec"]["template"]["spec"].clone();
+        for volume in spec["volumes"].as_array_mut().unwrap() {
+            if volume["hostPath"]["path"] == "/var/lib/kubelet/device-plugins" {
+                volume["hostPath"]["path"] = json!(plugins);
+            }
+        }
+        assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        let bundle = node.scratch().join("device-plugin");
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        fs::copy(program_path("enclave-node"), bundle.join("rootfs/enclave-node")).unwrap();
+        let environment = environment(&spec["containers"][0]);
+        let seccomp = super::container::default_profile().unwrap_or_default();
+        Pod { bundle, spec, entrypoint: Vec::new(), environment, seccomp, ..hello }
+    }
+
     /// Another value of a variable than the device plugin's or the manifest's.
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.retain(|(known, _)| known != name);
@@ -143,7 +164,7 @@ impl Pod {
                     {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"},
                     {"type": "network", "path": network},
                 ],
-                "devices": [self.device_node()],
+                "devices": if asks_for_an_enclave(self.container()) { vec![self.device_node()] } else { Vec::new() },
                 "resources": self.resources(),
                 "seccomp": self.seccomp,
                 "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
@@ -197,11 +218,12 @@ impl Pod {
         let milli = Quantity::parse(limits["cpu"].as_str().unwrap()).unwrap();
         let milli = u64::try_from(milli.milli()).unwrap();
         let (major, minor) = self.device_number();
+        let mut devices = vec![json!({"allow": false, "access": "rwm"})];
+        if asks_for_an_enclave(self.container()) {
+            devices.push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rw"}));
+        }
         json!({
-            "devices": [
-                {"allow": false, "access": "rwm"},
-                {"allow": true, "type": "c", "major": major, "minor": minor, "access": "rw"},
-            ],
+            "devices": devices,
             "memory": {"limit": whole(&limits["memory"])},
             "cpu": {"shares": milli * 1024 / 1000, "quota": milli * 100, "period": 100_000},
             "hugepageLimits": pages,
@@ -258,6 +280,13 @@ impl Pod {
                     let size = format!("pagesize={}", size.trim_end_matches('i'));
                     mounts.push(special(path, "hugetlbfs", &["nosuid", "nodev", "mode=0777", &size]));
                 }
+                None if !volume["hostPath"].is_null() => {
+                    let source = volume["hostPath"]["path"].as_str().unwrap();
+                    let mode = if mount["readOnly"] == true { "ro" } else { "rw" };
+                    mounts.push(json!({
+                        "destination": path, "type": "bind", "source": source, "options": ["rbind", "rprivate", mode],
+                    }));
+                }
                 None => {
                     assert!(!volume["configMap"].is_null(), "volume {name} of an unknown kind");
                     let mode = if mount["readOnly"] == true { "ro" } else { "rw" };
@@ -290,8 +319,14 @@ fn environment(container: &Value) -> Vec<(String, String)> {
         };
         (name, value.to_owned())
     });
-    let granted = GRANTED.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let granted = GRANTED.into_iter().filter(|_| asks_for_an_enclave(container));
+    let granted = granted.map(|(name, value)| (name.to_owned(), value.to_owned()));
     granted.chain(own).collect()
+}
+
+/// Then kubelet asks the device plugin.
+fn asks_for_an_enclave(container: &Value) -> bool {
+    !container["resources"]["limits"]["aws.ec2.nitro/nitro_enclaves"].is_null()
 }
 
 /// What kubelet makes of the ConfigMap's volume.
