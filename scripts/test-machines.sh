@@ -45,6 +45,7 @@ for part in "$@"; do
             scripts/measure-release.sh --check
             ;;
         suite)
+            echo "test-machines: left out on the qemu engine, where it takes minutes: ${skip[*]}" >&2
             run machines
             FAKENITRO_ENGINE=qemu run "${suite[@]}"
             ;;
