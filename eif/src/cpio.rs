@@ -205,6 +205,16 @@ pub struct Listed {
     pub name: Vec<u8>,
     /// Type and permissions.
     pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// How many names the file has.
+    pub links: u32,
+    /// Time of the last change, in seconds since 1970.
+    pub mtime: u32,
+    /// Major and minor number of a device node.
+    pub device: (u32, u32),
     /// Bytes of data.
     pub size: u32,
     /// Byte offset of the data in the archive.
@@ -255,7 +265,8 @@ impl<R: BufRead + Seek> Reader<R> {
         let field = |index: usize| {
             hex_field(&header[6 + 8 * index..14 + 8 * index]).ok_or(ListError::NotNewc { offset })
         };
-        let (mode, size, name_len) = (field(1)?, field(6)?, field(11)?);
+        let (mode, uid, gid, links, mtime) = (field(1)?, field(2)?, field(3)?, field(4)?, field(5)?);
+        let (size, device, name_len) = (field(6)?, (field(9)?, field(10)?), field(11)?);
         if name_len == 0 || name_len as usize > MAX_NAME {
             return Err(ListError::NameLength { offset, len: name_len });
         }
@@ -273,7 +284,7 @@ impl<R: BufRead + Seek> Reader<R> {
             return Err(ListError::Data { offset });
         }
         self.skip(end.min(self.len) - self.position)?;
-        Ok(Listed { offset, name, mode, size, data_offset })
+        Ok(Listed { offset, name, mode, uid, gid, links, mtime, device, size, data_offset })
     }
 
     fn skip_zeros(&mut self) -> Result<(), ListError> {
