@@ -7,13 +7,14 @@
 use std::{
     fs::File,
     io::{self, Read, Seek},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use crate::{
     boot_files::{BZIMAGE_HEAD, bzimage_version},
     layout::{CRC_OFFSET, HEADER_LEN, Layout, SECTION_HEADER_LEN, Section},
-    measure,
+    measure::{self, Measured},
     metadata::{Metadata, MetadataError},
     parse::{self, Fault, FaultAt, Header},
     pcr::Measurements,
@@ -152,9 +153,8 @@ impl<'a> Image<'a> {
     /// As [`Image::measure`]; `progress` is told of bytes as they are hashed
     /// (from both threads), [`Image::measured_bytes`] in all.
     pub fn measure_with(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<Measurements, ImageError> {
-        let (pcr0, pcr1, pcr2) = measure::measure(&self.source, &self.layout, progress)?;
-        let pcr8 = self.signature()?.map(|signature| signature.pcr8());
-        Ok(Measurements { pcr0, pcr1, pcr2, pcr8 })
+        let measured = measure::measure(&self.source, &self.layout, progress)?;
+        self.registers(&measured)
     }
 
     /// Bytes that [`Image::measure_with`] reports in all.
@@ -199,6 +199,11 @@ impl<'a> Image<'a> {
         Window::new(&self.source, section.payload.clone())
     }
 
+    /// Hands every byte of the file's `range` to `take`, in order.
+    pub(crate) fn feed(&self, range: Range<u64>, take: impl FnMut(&[u8])) -> Result<(), ImageError> {
+        Ok(self.source.feed(range, take)?)
+    }
+
     fn check(source: Source<'a>, checksum: bool) -> Result<Image<'a>, ImageError> {
         let mut header = [0; HEADER_LEN];
         let len = source.len();
@@ -211,21 +216,28 @@ impl<'a> Image<'a> {
         })?;
         let image = Image { source, layout };
         if checksum {
-            image.check_crc()?;
+            image.check_crc(&measure::checksum_body(&image.source, &image.layout)?)?;
         }
         Ok(image)
     }
 
     fn check_and_measure(source: Source<'a>) -> Result<(Image<'a>, Measurements), ImageError> {
         let image = Image::check(source, false)?;
-        let (checksum, measurements) = measure::both("eif-crc", || image.check_crc(), || image.measure());
-        checksum?;
-        Ok((image, measurements?))
+        let measured = measure::measure(&image.source, &image.layout, &|_| ())?;
+        image.check_crc(&measured.body)?;
+        let measurements = image.registers(&measured)?;
+        Ok((image, measurements))
     }
 
-    fn check_crc(&self) -> Result<(), ImageError> {
+    fn registers(&self, measured: &Measured) -> Result<Measurements, ImageError> {
+        let &Measured { pcr0, pcr1, pcr2, .. } = measured;
+        let pcr8 = self.signature()?.map(|signature| signature.pcr8());
+        Ok(Measurements { pcr0, pcr1, pcr2, pcr8 })
+    }
+
+    fn check_crc(&self, body: &crc32fast::Hasher) -> Result<(), ImageError> {
         let expected = self.layout.crc;
-        let actual = measure::checksum(&self.source, &self.layout)?;
+        let actual = measure::checksum(&self.layout, body);
         if actual != expected {
             return Err((CRC_OFFSET as u64, Fault::Checksum { expected, actual }).into());
         }

@@ -12,6 +12,7 @@
 
 pub mod boot_files;
 pub mod cpio;
+pub mod diff;
 pub mod image;
 pub mod layout;
 mod measure;
@@ -31,4 +32,4 @@ pub use metadata::{BuildMetadata, Metadata};
 pub use parse::Fault;
 pub use pcr::{Measurements, ParsePcrError, Pcr};
 pub use signature::{Signature, SignatureCheckError};
-pub use writer::{ImageWriter, WriteError};
+pub use writer::{ImageWriter, WriteError, write_signed};

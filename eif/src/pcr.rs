@@ -1,7 +1,11 @@
 //! Platform configuration registers: 48 bytes of SHA-384, and the set that an
 //! image measures to.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    io::{self, Read},
+    str::FromStr,
+};
 
 use aws_lc_rs::digest::{Context, SHA384};
 use serde::{Deserialize, Serialize};
@@ -40,6 +44,20 @@ impl Pcr {
         let mut context = Context::new(&SHA384);
         context.update(data);
         Pcr::extended_by(context)
+    }
+
+    /// As [`Pcr::of`], for everything that is left in `data`.
+    pub fn of_reader(mut data: impl Read) -> io::Result<Pcr> {
+        let mut context = Context::new(&SHA384);
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match data.read(&mut buffer) {
+                Ok(0) => return Ok(Pcr::extended_by(context)),
+                Ok(count) => context.update(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// As [`Pcr::of`], for data that `context` (SHA-384) has already taken in.

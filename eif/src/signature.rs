@@ -4,13 +4,20 @@
 
 mod certificate;
 mod check;
+mod curve;
+mod der;
+mod sign;
 
 use minicbor::{Decoder, decode};
 use rustls_pki_types::{CertificateDer, pem, pem::PemObject};
 
 use crate::pcr::Pcr;
-pub use certificate::CertificateError;
+pub use certificate::{CertificateError, CertificateSummary};
 pub use check::SignatureCheckError;
+pub use curve::Curve;
+pub use sign::{
+    ImageSigner, KeyFailure, PrivateKey, PrivateKeyError, SignError, SigningCertificate, SigningKey,
+};
 
 /// A signature section, decoded. [`Signature::check`] says what it is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +83,11 @@ impl Signature {
     /// The COSE_Sign1, not verified.
     pub fn cose(&self) -> &[u8] {
         &self.cose
+    }
+
+    /// What people read of the signer's certificate.
+    pub fn summary(&self) -> Result<CertificateSummary, CertificateError> {
+        certificate::read(&self.certificate)?.summary()
     }
 
     /// What the signer measures to.

@@ -2,7 +2,8 @@
 //!
 //! Ramdisks may be generated straight into the file; ready ones are copied by
 //! the kernel (`copy_file_range`). The measurements come from the finished
-//! file, so they hold whatever happened to the inputs meanwhile.
+//! file, so they hold whatever happened to the inputs meanwhile. The signature
+//! and the header come last: a file that could not be signed is no image.
 
 use std::{
     fs::File,
@@ -11,14 +12,15 @@ use std::{
 };
 
 use crate::{
-    image::ImageError,
+    image::{Image, ImageError},
     layout::{
         Architecture, CURRENT_VERSION, HEADER_LEN, Layout, MAX_METADATA, MAX_SECTIONS, SECTION_HEADER_LEN,
         Section, SectionKind,
     },
-    measure,
+    measure::{self, Measured},
     metadata::{Metadata, MetadataError},
-    pcr::Measurements,
+    pcr::{Measurements, Pcr},
+    signature::{ImageSigner, SignError},
     source::Source,
 };
 
@@ -51,6 +53,12 @@ pub enum WriteError {
     LongMetadata { len: usize },
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+    #[error("an image of format version {version} cannot be signed, version {needed} is the first")]
+    OldVersion { version: u16, needed: u16 },
+    #[error("cannot sign the image")]
+    Sign(#[from] SignError),
+    #[error("cannot read the image that is to be signed")]
+    Input(#[source] ImageError),
     #[error("cannot write the image")]
     Output(#[source] io::Error),
     #[error("cannot read the written image back")]
@@ -123,34 +131,26 @@ impl ImageWriter {
 
     /// Completes the header. Gives the file back with what it measures to.
     pub fn finish(self) -> Result<(File, Measurements), WriteError> {
-        self.finish_with(|_| (), &|_| ())
+        self.finish_with(None, |_| (), &|_| ())
     }
 
-    /// As [`ImageWriter::finish`]; `announce` is told once how many bytes will
-    /// be hashed, `progress` how many were (from several threads).
+    /// As [`ImageWriter::finish`], signed if there is a `signer`; `announce` is
+    /// told once how many bytes will be hashed, `progress` how many were (from
+    /// several threads).
     pub fn finish_with(
-        mut self,
+        self,
+        signer: Option<&ImageSigner<'_>>,
         announce: impl FnOnce(u64),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(File, Measurements), WriteError> {
         if self.layout.ramdisks().next().is_none() {
             return Err(WriteError::NoRamdisk);
         }
-        self.output.flush().map_err(WriteError::Output)?;
         let file = self.output.into_inner().map_err(|error| WriteError::Output(error.into_error()))?;
-        let reading = file.try_clone().map_err(WriteError::Output)?;
-        let source = Source::of_file(reading).map_err(WriteError::ReadBack)?;
-        announce(measure::total(&self.layout));
-        let (crc, measured) = measure::both(
-            "eif-crc",
-            || measure::checksum(&source, &self.layout),
-            || measure::measure(&source, &self.layout, progress),
-        );
-        let read_back = |error: (u64, io::Error)| WriteError::ReadBack(error.into());
-        self.layout.crc = crc.map_err(read_back)?;
-        let (pcr0, pcr1, pcr2) = measured.map_err(read_back)?;
-        file.write_all_at(&self.layout.header(), 0).map_err(WriteError::Output)?;
-        Ok((file, Measurements { pcr0, pcr1, pcr2, pcr8: None }))
+        let mut unsealed = Unsealed { file, layout: self.layout };
+        announce(measure::total(&unsealed.layout));
+        let measurements = unsealed.seal(signer, progress)?;
+        Ok((unsealed.file, measurements))
     }
 
     fn ramdisk<E, F: From<WriteError>>(
@@ -185,6 +185,80 @@ impl ImageWriter {
         self.layout.sections.push(section);
         self.layout.len = end;
         Ok(())
+    }
+}
+
+/// Writes `image` into `output`, an empty file open for reading and writing,
+/// with a signature in place of the one it may have. What is signed is what
+/// the copy measures to.
+pub fn write_signed(
+    image: &Image<'_>,
+    mut output: File,
+    signer: &ImageSigner<'_>,
+) -> Result<Measurements, WriteError> {
+    let mut layout = image.layout().clone();
+    let needed = SectionKind::Signature.since_version();
+    if layout.version < needed {
+        return Err(WriteError::OldVersion { version: layout.version, needed });
+    }
+    if layout.signature().is_some() {
+        layout.sections.pop();
+    } else if layout.sections.len() == MAX_SECTIONS {
+        return Err(WriteError::TooManyRamdisks);
+    }
+    layout.len = layout.sections.last().map_or(layout.len, |last| last.payload.end);
+    output.set_len(0).and_then(|()| output.rewind()).map_err(WriteError::Output)?;
+    let mut written = Ok(());
+    let fed = image.feed(0..layout.len, |piece| {
+        if written.is_ok() {
+            written = output.write_all(piece);
+        }
+    });
+    fed.map_err(WriteError::Input)?;
+    written.map_err(WriteError::Output)?;
+    Unsealed { file: output, layout }.seal(Some(signer), &|_| ())
+}
+
+/// All sections but the signature are in place; the header is not.
+struct Unsealed {
+    file: File,
+    layout: Layout,
+}
+
+impl Unsealed {
+    /// Measures and checksums the file side by side, then writes signature and
+    /// header. The checksum of what the header is before is continued, so that
+    /// nothing is read twice for it.
+    fn seal(
+        &mut self,
+        signer: Option<&ImageSigner<'_>>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Measurements, WriteError> {
+        let reading = self.file.try_clone().map_err(WriteError::Output)?;
+        let source = Source::of_file(reading).map_err(WriteError::ReadBack)?;
+        let measured = measure::measure(&source, &self.layout, progress);
+        let Measured { pcr0, pcr1, pcr2, mut body } =
+            measured.map_err(|error| WriteError::ReadBack(error.into()))?;
+        let mut measurements = Measurements { pcr0, pcr1, pcr2, pcr8: None };
+        if let Some(signer) = signer {
+            body.update(&self.sign(signer, &pcr0)?);
+            measurements.pcr8 = Some(signer.certificate.pcr8());
+        }
+        self.layout.crc = measure::checksum(&self.layout, &body);
+        self.file.write_all_at(&self.layout.header(), 0).map_err(WriteError::Output)?;
+        Ok(measurements)
+    }
+
+    /// Gives the bytes that were appended.
+    fn sign(&mut self, signer: &ImageSigner<'_>, pcr0: &Pcr) -> Result<Vec<u8>, WriteError> {
+        let payload = signer.section(pcr0)?;
+        let start = self.layout.len + SECTION_HEADER_LEN as u64;
+        let section = Section { kind: SectionKind::Signature, payload: start..start + payload.len() as u64 };
+        let bytes = [&section.header()[..], &payload].concat();
+        self.file.write_all_at(&bytes, section.header_offset()).map_err(WriteError::Output)?;
+        self.layout.len = section.payload.end;
+        self.layout.sections.push(section);
+        Ok(bytes)
     }
 }
 

@@ -2,7 +2,7 @@
 //! enclave image. Same inputs, same bytes.
 
 use std::{
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -12,7 +12,8 @@ use eif::{
     Architecture, BuildMetadata, ImageWriter, Measurements, Metadata, WriteError,
     boot_files::{BootFileError, Kernel, open_agent, open_kernel},
     ramdisk::{self, RamdiskError, Workload},
-    rootfs::Limits,
+    rootfs::{Digest, Limits},
+    signature::{ImageSigner, SignError},
 };
 use serde::Serialize;
 
@@ -22,7 +23,10 @@ use crate::{
     output::{OutputFile, directory},
     pod_image::{Built, PodImageArgs},
     progress,
+    provenance::{self, Materials},
     report::{MeasurementsReport, print_json},
+    sbom::Sbom,
+    signing::{Signing, SigningArgs},
     source::{Access, Opened, Source},
 };
 
@@ -58,6 +62,14 @@ pub(crate) struct Args {
     /// Image to write; it appears whole or not at all
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    signing: SigningArgs,
+    /// Write what the image was made of, by digest, as a SLSA provenance
+    #[arg(long, value_name = "FILE")]
+    provenance: Option<PathBuf>,
+    /// Write the packages of the root filesystem as a CycloneDX bill of materials
+    #[arg(long, value_name = "FILE")]
+    sbom: Option<PathBuf>,
     #[command(flatten)]
     pod_image: PodImageArgs,
     /// Ask registries without TLS also when they are on other machines: who is
@@ -139,6 +151,7 @@ struct BuildReport {
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let build_time = build_time(env::var("SOURCE_DATE_EPOCH").ok().as_deref()).or_blame(Blame::Usage)?;
     let manifest = read_manifest(&args.app)?;
+    let signing = args.signing.open()?;
     let kernel = open_kernel(&args.kernel)?;
     let agent_path = program_path(args.agent.as_deref(), AGENT_NAME, "--agent")?;
     let agent = open_agent(&agent_path, kernel.architecture)?;
@@ -152,7 +165,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         scratch: directory(&args.output),
         plain_http: args.plain_http,
     };
-    let Opened { tree, config, notes } = source.open(kernel.architecture, &access)?;
+    let Opened { tree, config, notes, digest } = source.open(kernel.architecture, &access)?;
     for note in notes {
         eprintln!("note: {note}");
     }
@@ -161,12 +174,18 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         .to_json()
         .with_context(|| format!("cannot use manifest {}", args.app.display()))
         .or_blame(Blame::Usage)?;
+    let sbom = args.sbom.map(|path| Sbom::of(path, &tree, &manifest, &build_time)).transpose()?;
     let workload = Workload::of(tree);
 
     let architecture = kernel.architecture;
+    let kernel_version = kernel.version.clone();
+    let materials = args.provenance.as_ref().map(|_| materials(&args.app, &kernel, &agent, digest.as_ref()));
+    let materials = materials.transpose().context("cannot read the inputs").or_blame(Blame::Io)?;
     let metadata = metadata(&manifest, build_time.clone(), &kernel);
     let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline(kernel.architecture));
-    let measurements = write(&output, kernel, cmdline, &metadata, (agent, &agent_path), &workload, &settings)
+    let signer = signing.as_ref().map(Signing::signer);
+    let writing = Writing { cmdline, metadata: &metadata, settings: &settings, signer: signer.as_ref() };
+    let measurements = write(&output, kernel, (agent, &agent_path), &workload, &writing)
         .map_err(BuildError::into_failure)?;
     let pod_image = match pod_image {
         Some(pod_image) => {
@@ -176,6 +195,18 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         }
         None => None,
     };
+    if let (Some(path), Some(materials)) = (&args.provenance, materials) {
+        let eif = output.file().with_context(describe).or_blame(Blame::Io)?;
+        let parameters = provenance::Parameters {
+            cmdline,
+            kernel_version: &kernel_version,
+            architecture: architecture.to_string(),
+            build_time: &build_time,
+            settings: &settings,
+        };
+        provenance::write(path, &args.output, eif, &measurements, materials, &parameters)?;
+    }
+    sbom.map_or(Ok(()), |sbom| sbom.write())?;
     output.publish().with_context(describe).or_blame(Blame::CannotCreate)?;
 
     let pushed = args.pod_image.pushed_as(pod_image.as_deref());
@@ -183,14 +214,36 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The inputs by their digests.
+fn materials(
+    manifest: &Path,
+    kernel: &Kernel,
+    agent: &fs::File,
+    image: Option<&Digest>,
+) -> io::Result<Materials> {
+    let mut materials = Materials::default();
+    materials.add_file("kernel", &kernel.file)?;
+    materials.add_file("agent", agent)?;
+    materials.add_path("manifest", manifest)?;
+    image.iter().for_each(|digest| materials.add("container image configuration", digest));
+    Ok(materials)
+}
+
+/// What goes into an image besides files.
+struct Writing<'a> {
+    cmdline: &'a str,
+    metadata: &'a Metadata,
+    /// The agent's.
+    settings: &'a [u8],
+    signer: Option<&'a ImageSigner<'a>>,
+}
+
 fn write(
     output: &OutputFile,
     mut kernel: Kernel,
-    cmdline: &str,
-    metadata: &Metadata,
     (mut agent, agent_path): (fs::File, &Path),
     workload: &Workload,
-    settings: &[u8],
+    &Writing { cmdline, metadata, settings, signer }: &Writing<'_>,
 ) -> Result<Measurements, BuildError> {
     let file = output.file().map_err(WriteError::Output)?;
     let mut writer = ImageWriter::create(file, kernel.architecture, &mut kernel.file, cmdline, metadata)?;
@@ -204,7 +257,7 @@ fn write(
     packing.finish_and_clear();
     let measuring = progress::bar("measuring", 0);
     let (_, measurements) =
-        writer.finish_with(|total| measuring.set_length(total), &|bytes| measuring.inc(bytes))?;
+        writer.finish_with(signer, |total| measuring.set_length(total), &|bytes| measuring.inc(bytes))?;
     measuring.finish_and_clear();
     Ok(measurements)
 }
@@ -234,7 +287,14 @@ impl From<WriteError> for Failure {
             | WriteError::NulInCmdline
             | WriteError::LongMetadata { .. }
             | WriteError::Metadata(_) => Blame::Usage,
-            WriteError::EmptyKernel | WriteError::NoRamdisk | WriteError::TooManyRamdisks => Blame::Data,
+            WriteError::EmptyKernel
+            | WriteError::NoRamdisk
+            | WriteError::TooManyRamdisks
+            | WriteError::OldVersion { .. } => Blame::Data,
+            // A key that is far away, or not the certificate's.
+            WriteError::Sign(SignError::Key(_)) => Blame::Io,
+            WriteError::Sign(_) => Blame::Data,
+            WriteError::Input(error) => return error.into(),
             WriteError::Kernel(_)
             | WriteError::Ramdisk { .. }
             | WriteError::Output(_)

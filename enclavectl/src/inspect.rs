@@ -1,8 +1,8 @@
 //! `enclavectl inspect`: checks an image and tells what it is.
 
-use std::{fmt::Write, path::PathBuf, process::ExitCode, time::SystemTime};
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::ExitCode, time::SystemTime};
 
-use eif::{Image, Measurements, Metadata, shadow};
+use eif::{Image, Measurements, Metadata, shadow, signature::CertificateSummary};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -32,6 +32,8 @@ struct Report {
     eif_version: u16,
     measurements: MeasurementsReport,
     is_signed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signing_certificate: Option<CertificateReport>,
     #[serde(rename = "CheckCRC")]
     check_crc: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,30 +48,40 @@ struct Report {
     warnings: Vec<String>,
 }
 
+/// The signer's certificate, as OpenSSL shows one.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct CertificateReport {
+    issuer_name: BTreeMap<String, String>,
+    algorithm: String,
+    not_before: String,
+    not_after: String,
+    signature: String,
+}
+
+/// What is known of a signature.
+struct Signed {
+    good: bool,
+    /// Nothing when it cannot be read.
+    certificate: Option<CertificateSummary>,
+}
+
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let (image, measurements) = Image::open_measured(&args.file)?;
     let metadata = image.metadata()?;
     let mut warnings: Vec<String> = shadow::find(&image).iter().map(describe).collect();
-    let signature = image.signature()?.map(|found| found.check(&measurements.pcr0, SystemTime::now()));
-    warnings.extend(signature.iter().filter_map(|checked| checked.as_ref().err()).map(ToString::to_string));
+    let signed = image.signature()?.map(|signature| {
+        let checked = signature.check(&measurements.pcr0, SystemTime::now());
+        warnings.extend(checked.as_ref().err().map(ToString::to_string));
+        Signed { good: checked.is_ok(), certificate: signature.summary().ok() }
+    });
     for warning in &warnings {
         eprintln!("warning: {warning}");
     }
     if args.json {
-        print_json(&report(
-            &image,
-            measurements,
-            metadata,
-            signature.map(|checked| checked.is_ok()),
-            warnings,
-        ))?;
+        print_json(&report(&image, measurements, metadata, signed, warnings))?;
     } else {
-        print_text(&text(
-            &image,
-            measurements,
-            metadata.as_ref(),
-            signature.map(|checked| checked.is_ok()),
-        )?)?;
+        print_text(&text(&image, measurements, metadata.as_ref(), signed.as_ref())?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -90,16 +102,17 @@ fn report(
     image: &Image<'_>,
     measurements: Measurements,
     metadata: Option<Metadata>,
-    signature_check: Option<bool>,
+    signed: Option<Signed>,
     warnings: Vec<String>,
 ) -> Report {
     Report {
         eif_version: image.layout().version,
         measurements: measurements.into(),
-        is_signed: image.layout().signature().is_some(),
+        is_signed: signed.is_some(),
         // An image with another checksum is refused before it gets here.
         check_crc: true,
-        signature_check,
+        signature_check: signed.as_ref().map(|signed| signed.good),
+        signing_certificate: signed.and_then(|signed| signed.certificate).map(CertificateReport::from),
         image_name: metadata.as_ref().map(|metadata| metadata.image_name.clone()),
         image_version: metadata.as_ref().map(|metadata| metadata.image_version.clone()),
         metadata: metadata.map(flattened),
@@ -132,11 +145,31 @@ fn flattened(metadata: Metadata) -> Map<String, Value> {
     fields
 }
 
+impl From<CertificateSummary> for CertificateReport {
+    fn from(certificate: CertificateSummary) -> CertificateReport {
+        let signature: Vec<_> = certificate.signature.iter().map(|byte| format!("{byte:02X}")).collect();
+        CertificateReport {
+            issuer_name: certificate.issuer.into_iter().collect(),
+            algorithm: certificate.algorithm,
+            not_before: asn1_time(certificate.not_before),
+            not_after: asn1_time(certificate.not_after),
+            signature: signature.join(":"),
+        }
+    }
+}
+
+/// `Nov 24 00:00:00 2026 GMT`, as OpenSSL prints times; the number where there
+/// is no such date.
+pub(crate) fn asn1_time(seconds: i64) -> String {
+    let time = jiff::Timestamp::from_second(seconds);
+    time.map_or_else(|_| seconds.to_string(), |time| time.strftime("%b %e %H:%M:%S %Y GMT").to_string())
+}
+
 fn text(
     image: &Image<'_>,
     measurements: Measurements,
     metadata: Option<&Metadata>,
-    signature: Option<bool>,
+    signed: Option<&Signed>,
 ) -> Result<String, Failure> {
     let layout = image.layout();
     let cmdline = image.cmdline()?;
@@ -163,12 +196,18 @@ fn text(
             format!("{:<9} {:>12} bytes at {}", section.kind, section.len(), section.payload.start),
         ));
     }
-    let signed = match signature {
-        Some(true) => "yes, correctly over PCR0",
-        Some(false) => "yes, but the signature is not good (see the warning)",
+    let word = match signed {
+        Some(Signed { good: true, .. }) => "yes, correctly over PCR0",
+        Some(Signed { good: false, .. }) => "yes, but the signature is not good (see the warning)",
         None => "no",
     };
-    lines.push(("signed", signed.to_owned()));
+    lines.push(("signed", word.to_owned()));
+    if let Some(certificate) = signed.and_then(|signed| signed.certificate.as_ref()) {
+        let issuer = certificate.issuer.iter().map(|(name, value)| format!("{name}={value}"));
+        lines.push(("issuer", format!("{:?}", issuer.collect::<Vec<_>>().join(", "))));
+        let (from, until) = (asn1_time(certificate.not_before), asn1_time(certificate.not_after));
+        lines.push(("validity", format!("{from} to {until}")));
+    }
     lines.push(("PCR0", measurements.pcr0.to_string()));
     lines.push(("PCR1", measurements.pcr1.to_string()));
     lines.push(("PCR2", measurements.pcr2.to_string()));

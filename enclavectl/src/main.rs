@@ -4,18 +4,26 @@
 mod attest;
 mod build;
 mod daemon;
+mod diff;
 mod egress;
 mod failure;
 mod inspect;
+#[cfg(feature = "kms")]
+mod kms;
 mod lint;
 mod manifest;
 mod output;
+mod pcr;
 mod pod_image;
 mod policy;
 mod progress;
+mod provenance;
 mod registry;
 mod render;
 mod report;
+mod sbom;
+mod sign;
+mod signing;
 mod source;
 mod tls_tunnel;
 mod verify;
@@ -32,11 +40,14 @@ use crate::failure::{Blame, OrBlame};
 enum Command {
     Attest(Box<attest::Args>),
     Build(build::Args),
+    Diff(diff::Args),
     Egress(egress::Args),
     Inspect(inspect::Args),
     Lint(lint::Args),
+    Pcr(pcr::Args),
     Render(Box<render::Args>),
     Policy(policy::Args),
+    Sign(sign::Args),
     TlsTunnel(Box<tls_tunnel::Args>),
     Verify(Box<verify::Args>),
 }
@@ -45,11 +56,14 @@ fn main() -> ExitCode {
     let outcome = match Command::try_parse() {
         Ok(Command::Attest(args)) => attest::run(&args),
         Ok(Command::Build(args)) => build::run(args),
+        Ok(Command::Diff(args)) => diff::run(&args),
         Ok(Command::Egress(args)) => egress::run(&args),
         Ok(Command::Inspect(args)) => inspect::run(args),
         Ok(Command::Lint(args)) => lint::run(args),
+        Ok(Command::Pcr(args)) => pcr::run(&args),
         Ok(Command::Render(args)) => render::run(*args),
         Ok(Command::Policy(args)) => policy::run(args),
+        Ok(Command::Sign(args)) => sign::run(&args),
         Ok(Command::TlsTunnel(args)) => tls_tunnel::run(*args),
         Ok(Command::Verify(args)) => verify::run(*args).or_blame(Blame::Io),
         Err(error) => return usage(&error),

@@ -23,6 +23,19 @@ impl From<Measurements> for MeasurementsReport {
     }
 }
 
+/// What nitro-cli prints of an image that it built or signed.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct MeasuredReport {
+    measurements: MeasurementsReport,
+}
+
+impl From<Measurements> for MeasuredReport {
+    fn from(measurements: Measurements) -> MeasuredReport {
+        MeasuredReport { measurements: measurements.into() }
+    }
+}
+
 /// Prints `report` on stdout, indented as nitro-cli does.
 pub(crate) fn print_json(report: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(report).or_blame(Blame::Io)?;

@@ -112,6 +112,8 @@ pub(crate) struct Opened {
     pub(crate) config: RunConfig,
     /// What was left out.
     pub(crate) notes: Vec<String>,
+    /// Names all content of a container image.
+    pub(crate) digest: Option<Digest>,
 }
 
 /// How a source may be read.
@@ -157,8 +159,8 @@ impl Source {
                 saved(name, &file, &|| opening(access.spool()), &mut spool)?
             }
         };
-        let ContainerImage { tree, config, notes, .. } = image;
-        Ok(Opened { tree, config, notes })
+        let ContainerImage { tree, config, notes, digest } = image;
+        Ok(Opened { tree, config, notes, digest: Some(digest) })
     }
 
     /// The same source, with a relative path meant from `directory`.
@@ -207,7 +209,7 @@ fn saved(
 
 impl Opened {
     fn plain(tree: Tree) -> Opened {
-        Opened { notes: tree.notes(), tree, config: RunConfig::default() }
+        Opened { notes: tree.notes(), tree, config: RunConfig::default(), digest: None }
     }
 }
 

@@ -24,6 +24,18 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(end, layout.len());
     let _ = (parsed.cmdline(), parsed.metadata(), parsed.measure());
     let _ = eif::shadow::find(&parsed);
+    if let Ok(Some(signature)) = parsed.signature() {
+        let _ = signature.summary();
+        assert!(signature.check(&eif::Pcr::ZERO, std::time::UNIX_EPOCH).is_err());
+    }
+    // An image differs from itself in nothing, whatever its ramdisks hold.
+    for section in layout.sections() {
+        let part = (&parsed, section);
+        assert!(matches!(eif::diff::first_difference(part, part), Ok(None)));
+        if let Ok(changes) = eif::diff::ramdisks(part, part) {
+            assert!(changes.is_empty());
+        }
+    }
 });
 
 fn seal(image: &mut [u8]) {

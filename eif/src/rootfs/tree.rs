@@ -10,8 +10,11 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs::File,
     hash::{BuildHasher, RandomState},
+    io,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
     path::PathBuf,
 };
 
@@ -186,6 +189,41 @@ impl Tree {
             sum + u64::from(inode.data.size()) * u64::from(copies)
         });
         counted
+    }
+
+    /// The content of the regular file at `path`; nothing where there is none,
+    /// or only through a symbolic link. More than `limit` bytes are an error.
+    pub fn read(&self, path: &[u8], limit: u32) -> io::Result<Option<Vec<u8>>> {
+        let Ok(Some(name)) = self.find(path) else { return Ok(None) };
+        let inode = self.inode(name);
+        let size = inode.data.size();
+        if inode.mode & S_IFMT != S_IFREG {
+            return Ok(None);
+        }
+        if size > limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let mut content = vec![0; size as usize];
+        match inode.data {
+            Data::Named { .. } => {
+                let path = self.directory.join(OsStr::from_bytes(path));
+                File::open(path)?.read_exact_at(&mut content, 0)?;
+            }
+            Data::Stored { origin, offset, .. } => {
+                self.origins[usize::from(origin)].read_exact_at(&mut content, offset)?;
+            }
+            Data::None | Data::Device { .. } => {}
+        }
+        Ok(Some(content))
+    }
+
+    /// The names in the directory at `path`, sorted; none where there is none,
+    /// or only through a symbolic link.
+    pub fn list(&self, path: &[u8]) -> Vec<Vec<u8>> {
+        let Ok(Some(directory)) = self.find_directory(path) else { return Vec::new() };
+        let mut names: Vec<_> = self.children(directory).map(|name| self.text(name).to_vec()).collect();
+        names.sort();
+        names
     }
 
     /// How many live names each inode has.

@@ -1,8 +1,12 @@
 //! As much of X.509 (RFC 5280 section 4.1) as a signing certificate needs: its
-//! time of validity and its elliptic-curve key. Nothing in it is trusted: it
-//! comes with the image, and counts only through PCR8.
+//! time of validity and its elliptic-curve key, and what people read of it.
+//! Nothing in it is trusted: it comes with the image, and counts only through
+//! PCR8.
 
 use std::ops::RangeInclusive;
+
+use super::curve::Curve;
+use super::der::{BIT_STRING, GENERALIZED_TIME, INTEGER, OBJECT_ID, SEQUENCE, SET, UTC_TIME, element};
 
 /// Why a signing certificate cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -16,14 +20,6 @@ pub enum CertificateError {
     Key,
 }
 
-/// The curve of a key, which decides the algorithm of its signatures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Curve {
-    P256,
-    P384,
-    P521,
-}
-
 /// What is read of a certificate.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Signer<'a> {
@@ -32,22 +28,20 @@ pub(super) struct Signer<'a> {
     pub(super) curve: Curve,
     /// The uncompressed point.
     pub(super) key: &'a [u8],
+    issuer: &'a [u8],
+    /// Content of the algorithm identifier of the issuer's signature.
+    algorithm: &'a [u8],
+    signature: &'a [u8],
 }
 
-const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-const OBJECT_ID: u8 = 0x06;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
-const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xA0;
 
 /// id-ecPublicKey, and the named curves (RFC 5480 section 2.1).
 const EC_PUBLIC_KEY: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x02, 0x01];
-const CURVES: [(&[u8], Curve, usize); 3] = [
-    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x03, 0x01, 0x07], Curve::P256, 65),
-    (&[0x2B, 0x81, 0x04, 0x00, 0x22], Curve::P384, 97),
-    (&[0x2B, 0x81, 0x04, 0x00, 0x23], Curve::P521, 133),
+const CURVES: [(&[u8], Curve); 3] = [
+    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x03, 0x01, 0x07], Curve::P256),
+    (&[0x2B, 0x81, 0x04, 0x00, 0x22], Curve::P384),
+    (&[0x2B, 0x81, 0x04, 0x00, 0x23], Curve::P521),
 ];
 
 /// Reads a certificate in DER.
@@ -56,20 +50,27 @@ pub(super) fn read(der: &[u8]) -> Result<Signer<'_>, CertificateError> {
     if !rest.is_empty() {
         return Err(CertificateError::Der);
     }
-    let (mut fields, _) = expect(certificate, SEQUENCE)?;
+    let (mut fields, outer) = expect(certificate, SEQUENCE)?;
     if fields.first() == Some(&VERSION) {
         (_, fields) = expect(fields, VERSION)?;
     }
     let (_serial, fields) = expect(fields, INTEGER)?;
     let (_algorithm, fields) = expect(fields, SEQUENCE)?;
-    let (_issuer, fields) = expect(fields, SEQUENCE)?;
+    let (issuer, fields) = expect(fields, SEQUENCE)?;
     let (validity, fields) = expect(fields, SEQUENCE)?;
     let (_subject, fields) = expect(fields, SEQUENCE)?;
     let (key_info, _) = expect(fields, SEQUENCE)?;
     let (from, rest) = time(validity)?;
     let (until, _) = time(rest)?;
     let (curve, key) = key(key_info)?;
-    Ok(Signer { validity: from..=until, curve, key })
+    let (algorithm, rest) = expect(outer, SEQUENCE)?;
+    let (signature, rest) = expect(rest, BIT_STRING)?;
+    match signature {
+        [0, signature @ ..] if rest.is_empty() => {
+            Ok(Signer { validity: from..=until, curve, key, issuer, algorithm, signature })
+        }
+        _ => Err(CertificateError::Der),
+    }
 }
 
 fn key(info: &[u8]) -> Result<(Curve, &[u8]), CertificateError> {
@@ -79,37 +80,117 @@ fn key(info: &[u8]) -> Result<(Curve, &[u8]), CertificateError> {
         if kind == EC_PUBLIC_KEY { expect(parameters, OBJECT_ID) } else { Err(CertificateError::Key) };
     let (name, _) = named.map_err(|_| CertificateError::Key)?;
     let (bits, _) = expect(rest, BIT_STRING)?;
-    let known = CURVES.into_iter().find(|(id, ..)| *id == name);
+    let known = CURVES.into_iter().find(|(id, _)| *id == name);
     match (known, bits) {
         // No unused bits; then the point, uncompressed.
-        (Some((_, curve, len)), [0, point @ ..]) if point.len() == len && point[0] == 4 => Ok((curve, point)),
+        (Some((_, curve)), [0, point @ ..]) if point.len() == 1 + 2 * curve.scalar_len() && point[0] == 4 => {
+            Ok((curve, point))
+        }
         _ => Err(CertificateError::Key),
     }
 }
 
-/// The content of the element that `bytes` must start with, and what follows it.
-fn expect(bytes: &[u8], tag: u8) -> Result<(&[u8], &[u8]), CertificateError> {
-    match element(bytes) {
-        Some((found, content, rest)) if found == tag => Ok((content, rest)),
-        _ => Err(CertificateError::Der),
+/// What people read of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateSummary {
+    /// Attributes of the issuer's name in order, as OpenSSL calls them.
+    pub issuer: Vec<(String, String)>,
+    /// Algorithm of the issuer's signature, as OpenSSL calls it; an OID in
+    /// dots where it is none that is known here.
+    pub algorithm: String,
+    /// First second of validity, since 1970.
+    pub not_before: i64,
+    /// Last second of validity, since 1970.
+    pub not_after: i64,
+    /// The issuer's signature.
+    pub signature: Vec<u8>,
+}
+
+/// Names of attributes (RFC 5280 appendix A.1) below 2.5.4 (55 04).
+const ATTRIBUTES: [(u8, &str); 10] = [
+    (3, "commonName"),
+    (4, "surname"),
+    (5, "serialNumber"),
+    (6, "countryName"),
+    (7, "localityName"),
+    (8, "stateOrProvinceName"),
+    (9, "streetAddress"),
+    (10, "organizationName"),
+    (11, "organizationalUnitName"),
+    (12, "title"),
+];
+const EMAIL: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x09, 0x01];
+const ALGORITHMS: [(&[u8], &str); 8] = [
+    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x03, 0x02], "ecdsa-with-SHA256"),
+    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x03, 0x03], "ecdsa-with-SHA384"),
+    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x03, 0x04], "ecdsa-with-SHA512"),
+    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0B], "sha256WithRSAEncryption"),
+    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0C], "sha384WithRSAEncryption"),
+    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0D], "sha512WithRSAEncryption"),
+    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0A], "rsassaPss"),
+    (&[0x2B, 0x65, 0x70], "ED25519"),
+];
+
+impl Signer<'_> {
+    pub(super) fn summary(&self) -> Result<CertificateSummary, CertificateError> {
+        let (algorithm, _) = expect(self.algorithm, OBJECT_ID)?;
+        let known = ALGORITHMS.into_iter().find(|(id, _)| *id == algorithm);
+        Ok(CertificateSummary {
+            issuer: names(self.issuer)?,
+            algorithm: known.map_or_else(|| dotted(algorithm), |(_, name)| name.to_owned()),
+            not_before: *self.validity.start(),
+            not_after: *self.validity.end(),
+            signature: self.signature.to_vec(),
+        })
     }
 }
 
-/// Tag, content and rest. Lengths in their shortest form, below 64 KiB: a
-/// section with a signature is no longer.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[tag, first], rest) = bytes.split_first_chunk::<2>()?;
-    let (len, rest) = match first {
-        0..=0x7F => (usize::from(first), rest),
-        0x81 => (usize::from(*rest.first().filter(|len| **len >= 0x80)?), &rest[1..]),
-        0x82 => {
-            let (len, rest) = rest.split_first_chunk::<2>()?;
-            (usize::from(u16::from_be_bytes(*len)), rest)
+/// A Name: sets of attributes, each of a type and a string.
+fn names(mut name: &[u8]) -> Result<Vec<(String, String)>, CertificateError> {
+    let mut found = Vec::new();
+    while !name.is_empty() {
+        let (mut set, rest) = expect(name, SET)?;
+        name = rest;
+        while !set.is_empty() {
+            let (attribute, rest) = expect(set, SEQUENCE)?;
+            set = rest;
+            let (kind, value) = expect(attribute, OBJECT_ID)?;
+            let (_, value, _) = element(value).ok_or(CertificateError::Der)?;
+            let known = match kind {
+                [0x55, 0x04, last] => ATTRIBUTES.into_iter().find(|(id, _)| id == last).map(|(_, name)| name),
+                EMAIL => Some("emailAddress"),
+                _ => None,
+            };
+            let kind = known.map_or_else(|| dotted(kind), str::to_owned);
+            found.push((kind, String::from_utf8_lossy(value).into_owned()));
         }
-        _ => return None,
-    };
-    let (content, rest) = rest.split_at_checked(len)?;
-    Some((tag, content, rest))
+    }
+    Ok(found)
+}
+
+/// An OID as people write it (X.690 section 8.19).
+fn dotted(id: &[u8]) -> String {
+    let mut arcs: Vec<u64> = Vec::new();
+    let mut arc = 0u64;
+    for byte in id {
+        arc = arc << 7 | u64::from(byte & 0x7F);
+        if byte & 0x80 == 0 {
+            if arcs.is_empty() {
+                let first = (arc / 40).min(2);
+                arcs.push(first);
+                arc -= 40 * first;
+            }
+            arcs.push(arc);
+            arc = 0;
+        }
+    }
+    let arcs: Vec<_> = arcs.iter().map(u64::to_string).collect();
+    arcs.join(".")
+}
+
+/// The content of the element that `bytes` must start with, and what follows it.
+fn expect(bytes: &[u8], tag: u8) -> Result<(&[u8], &[u8]), CertificateError> {
+    super::der::expect(bytes, tag).ok_or(CertificateError::Der)
 }
 
 /// `YYMMDDHHMMSSZ` (1950 to 2049) or `YYYYMMDDHHMMSSZ` (RFC 5280 section 4.1.2.5).

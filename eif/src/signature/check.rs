@@ -3,14 +3,13 @@
 //! That says nothing about whose certificate it is: that is what PCR8, which
 //! is measured from it, is compared for.
 
+use std::convert::Infallible;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, UnparsedPublicKey,
-};
-use minicbor::{Decoder, Encoder, data::Tag};
+use aws_lc_rs::signature::UnparsedPublicKey;
+use minicbor::{Decoder, Encoder, data::Tag, encode};
 
-use super::certificate::{self, CertificateError, Curve};
+use super::certificate::{self, CertificateError, Signer};
 use super::{Signature, definite, integers};
 use crate::pcr::Pcr;
 
@@ -44,24 +43,14 @@ impl Signature {
     /// payload is `{register_index: 0, register_value: [48 integers]}`.
     pub fn check(&self, pcr0: &Pcr, now: SystemTime) -> Result<(), SignatureCheckError> {
         let signer = certificate::read(self.certificate())?;
-        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
-        if now < *signer.validity.start() {
-            return Err(SignatureCheckError::NotYetValid);
-        }
-        if now > *signer.validity.end() {
-            return Err(SignatureCheckError::Expired);
-        }
+        signer.valid_at(now)?;
         let envelope = Envelope::read(self.cose()).ok_or(SignatureCheckError::Malformed)?;
-        let (expected, algorithm) = match signer.curve {
-            Curve::P256 => (-7, &ECDSA_P256_SHA256_FIXED),
-            Curve::P384 => (-35, &ECDSA_P384_SHA384_FIXED),
-            Curve::P521 => (-36, &ECDSA_P521_SHA512_FIXED),
-        };
+        let expected = signer.curve.cose_algorithm();
         if envelope.algorithm != expected {
             return Err(SignatureCheckError::Algorithm { expected, actual: envelope.algorithm });
         }
-        let signed = envelope.signed().ok_or(SignatureCheckError::Malformed)?;
-        UnparsedPublicKey::new(algorithm, signer.key)
+        let signed = envelope.signed().map_err(|_| SignatureCheckError::Malformed)?;
+        UnparsedPublicKey::new(signer.curve.verification(), signer.key)
             .verify(&signed, envelope.signature)
             .map_err(|_| SignatureCheckError::Forged)?;
         let (index, value) = register(envelope.payload).ok_or(SignatureCheckError::Malformed)?;
@@ -73,8 +62,22 @@ impl Signature {
     }
 }
 
+impl Signer<'_> {
+    /// Whether its certificate is valid at `now`.
+    pub(super) fn valid_at(&self, now: SystemTime) -> Result<(), SignatureCheckError> {
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        if now < *self.validity.start() {
+            return Err(SignatureCheckError::NotYetValid);
+        }
+        if now > *self.validity.end() {
+            return Err(SignatureCheckError::Expired);
+        }
+        Ok(())
+    }
+}
+
 /// A COSE_Sign1, with or without its tag.
-struct Envelope<'a> {
+pub(super) struct Envelope<'a> {
     protected: &'a [u8],
     algorithm: i64,
     payload: &'a [u8],
@@ -82,6 +85,11 @@ struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
+    /// What is to be signed: see [`Envelope::signed`].
+    pub(super) fn unsigned(protected: &'a [u8], algorithm: i64, payload: &'a [u8]) -> Envelope<'a> {
+        Envelope { protected, algorithm, payload, signature: &[] }
+    }
+
     fn read(bytes: &'a [u8]) -> Option<Envelope<'a>> {
         let mut decoder = Decoder::new(bytes);
         if decoder.probe().tag().is_ok_and(|tag| tag == Tag::new(18)) {
@@ -103,11 +111,11 @@ impl<'a> Envelope<'a> {
     }
 
     /// `Sig_structure`, without external data.
-    fn signed(&self) -> Option<Vec<u8>> {
+    pub(super) fn signed(&self) -> Result<Vec<u8>, encode::Error<Infallible>> {
         let mut encoder = Encoder::new(Vec::new());
-        encoder.array(4).ok()?.str("Signature1").ok()?;
-        encoder.bytes(self.protected).ok()?.bytes(&[]).ok()?.bytes(self.payload).ok()?;
-        Some(encoder.into_writer())
+        encoder.array(4)?.str("Signature1")?;
+        encoder.bytes(self.protected)?.bytes(&[])?.bytes(self.payload)?;
+        Ok(encoder.into_writer())
     }
 }
 
@@ -200,7 +208,7 @@ mod tests {
                 payload.u8(*byte).unwrap();
             }
             let (protected, payload) = (protected.into_writer(), payload.into_writer());
-            let unsigned = Envelope { protected: &protected, algorithm, payload: &payload, signature: &[] };
+            let unsigned = Envelope::unsigned(&protected, algorithm, &payload);
             let signature = self.key.sign(&SystemRandom::new(), &unsigned.signed().unwrap()).unwrap();
             let mut cose = Encoder::new(Vec::new());
             cose.array(4).unwrap().bytes(&protected).unwrap().map(0).unwrap();
