@@ -70,7 +70,7 @@ fn execute(run: &Run, timeline: Timeline) -> u8 {
     // Open before files are out of reach.
     let place = Arc::new(Place::open(config.log.format, config.termination_log.as_deref()));
     report::end_on_panic(Arc::clone(&place));
-    tracing::info!(build = log::BUILD, config = effective(&config), "starting");
+    tracing::info!(build = crate::log::BUILD, config = effective(&config), "starting");
     announce(&config);
     if let Some(format) = run.dry_run {
         return dry_run(&config, &timeline, format, &place);
