@@ -46,12 +46,14 @@ impl Contender {
             "socat" => Contender::Socat,
             "vsock-proxy" => Contender::VsockProxy(tools.join("vsock-proxy")),
             _ => {
-                let (engine, runtime) = match text.strip_suffix("/per-core") {
-                    Some(engine) => (engine, Runtime::PerCore),
-                    None => (text, Runtime::Shared),
+                let (engine, runtime) = text.split_once('/').unzip();
+                let engine = Engine::from_str(engine.unwrap_or(text), false);
+                let engine = engine.map_err(anyhow::Error::msg).context(text.to_owned())?;
+                let runtime = match runtime.map(|runtime| Runtime::from_str(runtime, false)) {
+                    Some(runtime) => runtime.map_err(anyhow::Error::msg).context(text.to_owned())?,
+                    None => engine.usual_runtime(),
                 };
-                let engine = Engine::from_str(engine, false);
-                Contender::Engine(engine.map_err(anyhow::Error::msg).context(text.to_owned())?, runtime)
+                Contender::Engine(engine, runtime)
             }
         })
     }
@@ -200,9 +202,14 @@ mod tests {
         let tools = Path::new("/tools");
         assert_eq!(Contender::parse("direct", tools).unwrap(), Contender::Direct);
         assert_eq!(
-            Contender::parse("ours/per-core", tools).unwrap(),
+            Contender::parse("ours", tools).unwrap(),
             Contender::Engine(Engine::Ours, Runtime::PerCore)
         );
+        assert_eq!(
+            Contender::parse("ours/shared", tools).unwrap(),
+            Contender::Engine(Engine::Ours, Runtime::Shared)
+        );
+        assert!(Contender::parse("ours/alone", tools).is_err());
         assert!(Contender::parse("nobody", tools).is_err());
     }
 }

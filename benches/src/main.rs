@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod contender;
+mod echo;
 mod endpoint;
 mod engines;
 mod meter;
@@ -39,8 +40,8 @@ enum Task {
     Relay {
         #[arg(long, value_enum)]
         engine: Engine,
-        #[arg(long, value_enum, default_value_t = Runtime::Shared)]
-        runtime: Runtime,
+        #[arg(long, value_enum)]
+        runtime: Option<Runtime>,
         /// tcp:ADDRESS:PORT or vsock:CID:PORT
         #[arg(long)]
         listen: Endpoint,
@@ -59,6 +60,16 @@ enum Task {
     Report(report::Plan),
     /// Check every byte of many streams whose ends misbehave
     Soak(soak::Plan),
+    /// Be the far end of a soak through something else
+    SoakServer {
+        /// tcp:ADDRESS:PORT
+        listen: Endpoint,
+    },
+    /// Send back what comes
+    Echo {
+        /// tcp:ADDRESS:PORT
+        listen: Endpoint,
+    },
 }
 
 fn main() -> ExitCode {
@@ -71,12 +82,15 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.task {
         Task::Relay { engine, runtime, listen, to } => {
+            let runtime = runtime.unwrap_or(engine.usual_runtime());
             engines::run(engine, runtime, listen, to).map_err(anyhow::Error::from)
         }
         Task::Serve { listen } => peer::serve_all(&listen).map_err(anyhow::Error::from),
         Task::Run(plan) => run::run(&plan),
         Task::Report(plan) => report::run(&plan),
         Task::Soak(plan) => soak::run(&plan),
+        Task::SoakServer { listen } => soak::serve(listen),
+        Task::Echo { listen } => echo::serve(listen),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -27,7 +27,7 @@ const SPARE_DESCRIPTORS: usize = 200;
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Plan {
-    /// direct, raw, ours, socat, vsock-proxy, small, owned, splice; /per-core behind an engine
+    /// direct, raw, ours, socat, vsock-proxy, small, owned, splice; /shared or /per-core behind an engine
     #[arg(long, value_delimiter = ',', default_value = "direct,raw,ours,socat,vsock-proxy")]
     contenders: Vec<String>,
     /// Rows to measure, by the beginning of their names; all if none is given

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Waiting ──bytes──▶ Emptying ──buffer empty──▶ Waiting
-//!    └──end of stream──▶ Closing ──shut down──▶ Done
+//!    └──end of stream──▶ (Held) ─▶ Closing ──shut down──▶ Done
 //! ```
 //! While a write must wait, reading goes on up to one full write: small pieces
 //! become one larger write, and nothing ever waits for more.
@@ -38,9 +38,20 @@ pub(crate) struct Direction {
     write_max: usize,
     moved: u64,
     suspects: bool,
+    holds_end: bool,
 }
 
 impl Direction {
+    /// A direction that has read `held` already.
+    pub(crate) fn after(held: Vec<u8>, write_max: usize) -> Direction {
+        let mut direction = Direction::new(write_max);
+        if !held.is_empty() {
+            direction.end = held.len();
+            direction.buffer = Some(Buffer::of(held));
+        }
+        direction
+    }
+
     /// A direction that writes at most `write_max` bytes at once.
     pub(crate) fn new(write_max: usize) -> Direction {
         Direction {
@@ -53,6 +64,7 @@ impl Direction {
             write_max,
             moved: 0,
             suspects: false,
+            holds_end: false,
         }
     }
 
@@ -64,6 +76,16 @@ impl Direction {
     /// Whether an end of stream by a reader that also takes nothing any more is a fault.
     pub(crate) fn suspect_full_close(&mut self, suspects: bool) {
         self.suspects = suspects;
+    }
+
+    /// Whether an end of stream is kept back instead of passed on.
+    pub(crate) fn hold_end(&mut self, holds: bool) {
+        self.holds_end = holds;
+    }
+
+    /// Everything was passed on but an end that is kept back.
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds_end && self.ended && !self.done && self.held() == 0
     }
 
     /// Goes as far as the sockets let it; ready once the writer is shut down.
@@ -80,6 +102,8 @@ impl Direction {
                     self.collect(context, reader)?;
                     return Poll::Pending;
                 }
+            } else if self.ended && self.holds_end {
+                return Poll::Pending;
             } else if self.ended {
                 ready!(writer.as_mut().poll_shutdown(context)).map_err(Error::Write)?;
                 self.done = true;

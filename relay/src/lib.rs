@@ -11,16 +11,19 @@
 //! Each direction ends by itself: an end of stream is passed on as a shutdown
 //! and the other direction goes on for as long as it likes. An error ends both,
 //! and the TCP peer sees a reset, never a clean end of a cut stream.
-//! [`carry`] is the path itself, [`relay`] the same on real sockets.
+//! [`carry`] is the path itself, [`relay`] the same on real sockets, on the
+//! threads of [`Carriers`].
 
 #![forbid(unsafe_code)]
 
+mod carriers;
 mod direction;
 mod pool;
 mod vsock;
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, Ready, poll_fn};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -29,8 +32,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_vsock::VsockStream;
 
+pub use carriers::{Carriers, Place};
 use direction::Direction;
 use vsock::Vsock;
 
@@ -99,7 +102,7 @@ pub enum RelayError {
 }
 
 /// What a relay does beyond carrying.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Ends a relay that has written nothing either way for so long. Off by
     /// default: databases and queues keep silent connections for days.
@@ -112,27 +115,59 @@ pub struct Options {
     /// while this one may still write has given up: the TCP peer is reset.
     /// After this side has ended its own direction the two look alike.
     pub far_end_relays: bool,
+    /// What the caller has read from the TCP side already, to see whose
+    /// connection it is. It goes to the vsock first.
+    pub already_read: Vec<u8>,
 }
 
 /// Carries until both directions have ended. On an error the TCP peer is reset.
-pub async fn relay(tcp: TcpStream, vsock: VsockStream, counters: &Counters) -> Result<Moved, RelayError> {
+pub async fn relay(
+    tcp: TcpStream,
+    vsock: impl Into<OwnedFd>,
+    counters: &Counters,
+) -> Result<Moved, RelayError> {
     relay_with(tcp, vsock, counters, Options::default()).await
 }
 
 /// [`relay`] with options. Dropping the future resets the TCP peer too.
+///
+/// `vsock` is a connected, non-blocking socket, known to no runtime yet or no more.
 pub async fn relay_with(
     tcp: TcpStream,
-    vsock: VsockStream,
+    vsock: impl Into<OwnedFd>,
     counters: &Counters,
     options: Options,
 ) -> Result<Moved, RelayError> {
+    relay_witnessed(tcp, vsock, counters, options, NOBODY).await
+}
+
+/// [`relay_with`] and a witness, for ends of stream that may be the far end's death.
+///
+/// A context that dies looks on a vsock like one that has ended its streams.
+/// While the TCP peer may still send, the relay can tell; once it has ended its
+/// own direction, nothing on the socket does. `is_alive` is asked then, before
+/// the end is passed on: if the far end does not live, the peer is reset.
+pub async fn relay_witnessed<W, F>(
+    tcp: TcpStream,
+    vsock: impl Into<OwnedFd>,
+    counters: &Counters,
+    options: Options,
+    is_alive: Option<W>,
+) -> Result<Moved, RelayError>
+where
+    W: FnOnce() -> F,
+    F: Future<Output = bool>,
+{
     let mut tcp = Client { stream: tcp, whole: false };
     let mut vsock =
-        Vsock::new(vsock).map_err(|source| RelayError::Vsock { moved: Moved::default(), source })?;
-    let outcome = carry_with(&mut tcp.stream, &mut vsock, counters, options).await;
+        Vsock::new(vsock.into()).map_err(|source| RelayError::Vsock { moved: Moved::default(), source })?;
+    let outcome = carry_witnessed(&mut tcp.stream, &mut vsock, counters, options, is_alive).await;
     tcp.whole = outcome.is_ok();
     outcome
 }
+
+/// No witness.
+const NOBODY: Option<fn() -> Ready<bool>> = None;
 
 /// The TCP side. Without this the kernel would close a cut stream with FIN,
 /// and the peer would take it for a whole one.
@@ -170,22 +205,60 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut inward = Direction::new(VSOCK_WRITE_MAX);
+    carry_witnessed(tcp, vsock, counters, options, NOBODY).await
+}
+
+/// [`carry_with`] and a witness, see [`relay_witnessed`].
+pub async fn carry_witnessed<A, B, W, F>(
+    tcp: &mut A,
+    vsock: &mut B,
+    counters: &Counters,
+    options: Options,
+    mut is_alive: Option<W>,
+) -> Result<Moved, RelayError>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+    W: FnOnce() -> F,
+    F: Future<Output = bool>,
+{
+    let Options { idle_timeout, far_end_relays, already_read } = options;
+    let mut inward = Direction::after(already_read, VSOCK_WRITE_MAX);
     let mut outward = Direction::new(usize::MAX);
-    let mut idle = options.idle_timeout.map(Idle::new);
-    let ended = poll_fn(|context| {
-        let inward_done =
-            inward.poll(context, Pin::new(&mut *tcp), Pin::new(&mut *vsock), &counters.to_vsock);
-        outward.suspect_full_close(options.far_end_relays && inward_done.is_pending());
-        let outward_done =
-            outward.poll(context, Pin::new(&mut *vsock), Pin::new(&mut *tcp), &counters.from_vsock);
-        let done = both(inward_done.map_err(Fault::inward), outward_done.map_err(Fault::outward));
-        match &mut idle {
-            Some(idle) if done.is_pending() => idle.poll(context, inward.moved() + outward.moved()),
-            _ => done,
+    let mut idle = idle_timeout.map(Idle::new);
+    let ended = loop {
+        let doubts = is_alive.is_some();
+        let ended = poll_fn(|context| {
+            let inward_done =
+                inward.poll(context, Pin::new(&mut *tcp), Pin::new(&mut *vsock), &counters.to_vsock);
+            outward.suspect_full_close(far_end_relays && inward_done.is_pending());
+            outward.hold_end(doubts && inward_done.is_ready());
+            let outward_done =
+                outward.poll(context, Pin::new(&mut *vsock), Pin::new(&mut *tcp), &counters.from_vsock);
+            if outward.is_held() && matches!(inward_done, Poll::Ready(Ok(()))) {
+                return Poll::Ready(Ok(Ended::InDoubt));
+            }
+            let done = both(inward_done.map_err(Fault::inward), outward_done.map_err(Fault::outward));
+            match &mut idle {
+                Some(idle) if done.is_pending() => idle.poll(context, inward.moved() + outward.moved()),
+                _ => done,
+            }
+            .map_ok(|()| Ended::Both)
+        })
+        .await;
+        match ended {
+            Ok(Ended::Both) => break Ok(()),
+            Err(fault) => break Err(fault),
+            Ok(Ended::InDoubt) => {
+                // Boxed: what is needed for a moment must not stay with the connection for life.
+                if let Some(is_alive) = is_alive.take()
+                    && !Box::pin(is_alive()).await
+                {
+                    break Err(Fault::Vsock(io::ErrorKind::ConnectionReset.into()));
+                }
+            }
         }
-    })
-    .await;
+    };
     let moved = Moved { to_vsock: inward.moved(), from_vsock: outward.moved() };
     match ended {
         Ok(()) => Ok(moved),
@@ -193,6 +266,14 @@ where
         Err(Fault::Vsock(source)) => Err(RelayError::Vsock { moved, source }),
         Err(Fault::Idle(timeout)) => Err(RelayError::Idle { moved, timeout }),
     }
+}
+
+/// Where a relay has come to.
+enum Ended {
+    /// Nothing is left to do.
+    Both,
+    /// Only an end of stream from the vsock is left, which may be a death.
+    InDoubt,
 }
 
 /// Notices that nothing moves.

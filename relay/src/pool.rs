@@ -28,6 +28,12 @@ impl Buffer {
         Buffer(free.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()))
     }
 
+    /// One that begins with `bytes`.
+    pub(crate) fn of(mut bytes: Vec<u8>) -> Buffer {
+        bytes.resize(bytes.len().max(BUFFER), 0);
+        Buffer(bytes.into_boxed_slice())
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }

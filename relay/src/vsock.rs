@@ -12,7 +12,6 @@ use std::task::{Context, Poll, ready};
 use rustix::net::{MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmmsg};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
-use tokio_vsock::VsockStream;
 
 use crate::VSOCK_WRITE_MAX;
 
@@ -30,9 +29,8 @@ pub(crate) struct Vsock {
 }
 
 impl Vsock {
-    pub(crate) fn new(stream: VsockStream) -> io::Result<Vsock> {
-        let socket = std::os::unix::net::UnixStream::from(OwnedFd::from(stream));
-        Ok(Vsock { socket: UnixStream::from_std(socket)? })
+    pub(crate) fn new(socket: OwnedFd) -> io::Result<Vsock> {
+        Ok(Vsock { socket: UnixStream::from_std(socket.into())? })
     }
 
     /// Tries `write` whenever the socket may have room for `length` bytes.

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use proptest::prelude::*;
-use relay::{Counters, Moved, RelayError, VSOCK_WRITE_MAX, carry};
+use relay::{Counters, Moved, Options, RelayError, VSOCK_WRITE_MAX, carry, carry_with, carry_witnessed};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
 /// A stream that notes its longest write and can be told to fail.
@@ -15,12 +15,14 @@ struct Observed {
     inner: DuplexStream,
     longest_write: usize,
     shutdowns: usize,
-    fail_reads: bool,
+    /// Bytes until reads fail, and until writes do.
+    fail_reads: Option<usize>,
+    fail_writes: Option<usize>,
 }
 
 impl Observed {
     fn new(inner: DuplexStream) -> Observed {
-        Observed { inner, longest_write: 0, shutdowns: 0, fail_reads: false }
+        Observed { inner, longest_write: 0, shutdowns: 0, fail_reads: None, fail_writes: None }
     }
 }
 
@@ -30,10 +32,15 @@ impl AsyncRead for Observed {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.fail_reads {
+        if self.fail_reads == Some(0) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        Pin::new(&mut self.inner).poll_read(context, buffer)
+        let mut most = buffer.take(self.fail_reads.unwrap_or(usize::MAX));
+        let outcome = Pin::new(&mut self.inner).poll_read(context, &mut most);
+        let count = most.filled().len();
+        buffer.advance(count);
+        self.fail_reads = self.fail_reads.map(|left| left - count);
+        outcome
     }
 }
 
@@ -44,7 +51,13 @@ impl AsyncWrite for Observed {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.longest_write = self.longest_write.max(bytes.len());
-        Pin::new(&mut self.inner).poll_write(context, bytes)
+        if self.fail_writes == Some(0) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let most = bytes.len().min(self.fail_writes.unwrap_or(usize::MAX));
+        let written = std::task::ready!(Pin::new(&mut self.inner).poll_write(context, &bytes[..most]))?;
+        self.fail_writes = self.fail_writes.map(|left| left - written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -154,12 +167,67 @@ async fn a_client_that_reads_slowly_gets_everything() {
 async fn an_error_ends_both_directions_and_names_its_side() {
     let (_client, mut near) = duplex(64);
     let (_enclave, far) = duplex(64);
-    let mut far = Observed { fail_reads: true, ..Observed::new(far) };
+    let mut far = Observed { fail_reads: Some(0), ..Observed::new(far) };
     let error = carry(&mut near, &mut far, &Counters::default()).await.unwrap_err();
     assert!(
         matches!(error, RelayError::Vsock { moved: Moved { to_vsock: 0, from_vsock: 0 }, .. }),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn what_was_read_before_goes_first_and_within_the_cap() {
+    let (mut client, mut near) = duplex(1024);
+    let (mut enclave, far) = duplex(1024);
+    let mut far = Observed::new(far);
+    let already_read: Vec<u8> = (0..300_000).map(|index| (index % 251) as u8).collect();
+    let expected = [&already_read[..], b"and the rest"].concat();
+    let options = Options { already_read, ..Options::default() };
+    let counters = Counters::default();
+    let peers = async {
+        client.write_all(b"and the rest").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut received = Vec::new();
+        enclave.read_to_end(&mut received).await.unwrap();
+        assert!(received == expected, "{} bytes", received.len());
+        enclave.shutdown().await.unwrap();
+    };
+    let (moved, ()) = tokio::join!(carry_with(&mut near, &mut far, &counters, options), peers);
+    assert_eq!(moved.unwrap().to_vsock, expected.len() as u64);
+    assert!(far.longest_write <= VSOCK_WRITE_MAX);
+}
+
+/// The client has ended its direction and waits; then the vsock ends too.
+async fn ended_in_doubt(is_alive: bool) -> (Result<Moved, RelayError>, usize, usize) {
+    let (mut client, near) = duplex(1024);
+    let (mut enclave, mut far) = duplex(1024);
+    let mut near = Observed::new(near);
+    let asked = std::cell::Cell::new(0);
+    let witness = || {
+        asked.set(asked.get() + 1);
+        std::future::ready(is_alive)
+    };
+    let peers = async {
+        client.shutdown().await.unwrap();
+        assert_eq!(enclave.read(&mut [0]).await.unwrap(), 0);
+        enclave.write_all(b"answer").await.unwrap();
+        enclave.shutdown().await.unwrap();
+        let mut answer = [0; 6];
+        client.read_exact(&mut answer).await.unwrap();
+    };
+    let counters = Counters::default();
+    let relay = carry_witnessed(&mut near, &mut far, &counters, Options::default(), Some(witness));
+    let (outcome, ()) = tokio::join!(relay, peers);
+    (outcome, near.shutdowns, asked.get())
+}
+
+#[tokio::test]
+async fn an_end_that_may_be_a_death_is_passed_on_only_when_somebody_lives_there() {
+    let (outcome, shutdowns, asked) = ended_in_doubt(true).await;
+    assert_eq!((outcome.unwrap().from_vsock, shutdowns, asked), (6, 1, 1));
+    let (outcome, shutdowns, asked) = ended_in_doubt(false).await;
+    assert!(matches!(outcome, Err(RelayError::Vsock { moved: Moved { from_vsock: 6, .. }, .. })));
+    assert_eq!((shutdowns, asked), (0, 1));
 }
 
 /// What one peer does next.
@@ -213,8 +281,62 @@ async fn play(mut stream: DuplexStream, steps: Vec<Step>, seed: u8) -> (Vec<u8>,
     (sent, received)
 }
 
+/// Sends `bytes` and reads to the end; whatever becomes of the stream.
+async fn exchange(stream: DuplexStream, bytes: Vec<u8>) -> Vec<u8> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let send = async {
+        let _ = writer.write_all(&bytes).await;
+        let _ = writer.shutdown().await;
+    };
+    let mut received = Vec::new();
+    let receive = async {
+        let _ = reader.read_to_end(&mut received).await;
+    };
+    tokio::join!(send, receive);
+    received
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn wherever_a_socket_fails_what_arrived_is_right_and_the_end_is_no_clean_one(
+        up in 0usize..20_000, down in 0usize..20_000, buffer in 1usize..4096,
+        at in 0usize..20_000, on_reading in any::<bool>(), on_vsock in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (client, near) = duplex(buffer);
+            let (enclave, far) = duplex(buffer);
+            let (mut near, mut far) = (Observed::new(near), Observed::new(far));
+            let failing = if on_vsock { &mut far } else { &mut near };
+            *(if on_reading { &mut failing.fail_reads } else { &mut failing.fail_writes }) = Some(at);
+            // How many bytes come to the failing half, whose end of stream it would see.
+            let reached = if on_reading == on_vsock { down } else { up };
+            let of = |length: usize, step: usize| (0..length).map(|index| (index * step % 251) as u8).collect::<Vec<_>>();
+            let (ups, downs) = (of(up, 1), of(down, 7));
+            let counters = Counters::default();
+            let relay = async {
+                let outcome = carry(&mut near, &mut far, &counters).await;
+                let shutdowns = (near.shutdowns, far.shutdowns);
+                // Both ends see it end, as they do when the relay closes its sockets.
+                drop((near, far));
+                (outcome, shutdowns)
+            };
+            let ((outcome, shutdowns), got_down, got_up) =
+                tokio::join!(relay, exchange(client, ups.clone()), exchange(enclave, downs.clone()));
+            assert!(ups.starts_with(&got_up) && downs.starts_with(&got_down), "bytes changed");
+            assert!(shutdowns.0 <= 1 && shutdowns.1 <= 1);
+            let fails = if on_reading { at <= reached } else { at < reached };
+            assert_eq!(outcome.is_err(), fails, "{outcome:?}");
+            if let Err(error) = outcome {
+                assert_eq!(matches!(error, RelayError::Vsock { .. }), on_vsock, "{error}");
+            } else {
+                assert_eq!((got_up.len(), got_down.len(), shutdowns), (up, down, (1, 1)));
+            }
+        });
+    }
+
+    #[test]
     #[test]
     fn any_interleaving_keeps_the_bytes_and_shuts_each_side_down_once(
         client_steps in steps(), enclave_steps in steps(), client_buffer in 1usize..4096, enclave_buffer in 1usize..4096,

@@ -17,7 +17,8 @@ use tokio_vsock::{VMADDR_CID_LOCAL, VsockAddr, VsockListener, VsockStream};
 
 /// Longer than any step here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-const BETWEEN_RELAYS: Options = Options { idle_timeout: None, far_end_relays: true };
+const BETWEEN_RELAYS: Options =
+    Options { idle_timeout: None, far_end_relays: true, already_read: Vec::new() };
 
 type Outcome = JoinHandle<Result<Moved, RelayError>>;
 

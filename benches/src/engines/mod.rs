@@ -33,6 +33,14 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
+    /// As it ships, or as it was explored.
+    pub(crate) fn usual_runtime(self) -> Runtime {
+        match self {
+            Engine::Ours | Engine::BetweenRelays => Runtime::PerCore,
+            _ => Runtime::Shared,
+        }
+    }
+
     /// Every connection costs threads.
     pub(crate) fn is_threaded(self) -> bool {
         matches!(self, Engine::Raw | Engine::RawCapped)
@@ -44,7 +52,7 @@ impl Engine {
 pub(crate) enum Runtime {
     /// One runtime with a worker per core, which steal from one another
     Shared,
-    /// One single-threaded runtime per core, connections dealt out in turn
+    /// One single-threaded runtime per core, each connection on the least loaded
     PerCore,
 }
 

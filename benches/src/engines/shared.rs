@@ -4,11 +4,9 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::thread;
 
-use relay::{Counters, Options, VSOCK_WRITE_MAX};
+use relay::{Carriers, Counters, Options, VSOCK_WRITE_MAX};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
@@ -32,10 +30,10 @@ pub(super) fn run(
         Runtime::PerCore => Builder::new_current_thread().enable_all().build()?,
     };
     let spread = match runtime {
-        Runtime::Shared => vec![accepting.handle().clone()],
-        Runtime::PerCore => per_core()?,
+        Runtime::Shared => Spread::Shared(accepting.handle().clone()),
+        Runtime::PerCore => Spread::PerCore(Carriers::start(usize::MAX)?),
     };
-    let dealer = Dealer { engine, to, spread, next: AtomicUsize::new(0), counters: Arc::default() };
+    let dealer = Dealer { engine, to, spread, counters: Arc::default() };
     println!("ready");
     accepting.block_on(async {
         match listen {
@@ -55,17 +53,10 @@ pub(super) fn run(
     })
 }
 
-/// A single-threaded runtime for every core, each driven by its own thread.
-fn per_core() -> io::Result<Vec<Handle>> {
-    let cores = thread::available_parallelism()?.get();
-    (0..cores)
-        .map(|_| {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            let handle = runtime.handle().clone();
-            thread::Builder::new().spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-            Ok(handle)
-        })
-        .collect()
+/// Where a connection's task goes.
+enum Spread {
+    Shared(Handle),
+    PerCore(Carriers),
 }
 
 /// An accepted connection that no runtime knows yet.
@@ -77,18 +68,24 @@ enum Near {
 struct Dealer {
     engine: Engine,
     to: Endpoint,
-    spread: Vec<Handle>,
-    next: AtomicUsize,
+    spread: Spread,
     counters: Arc<Counters>,
 }
 
 impl Dealer {
     fn deal(&self, near: Near) {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.spread.len();
         let (engine, to, counters) = (self.engine, self.to, Arc::clone(&self.counters));
-        self.spread[turn].spawn(async move {
+        let (runtime, place) = match &self.spread {
+            Spread::Shared(runtime) => (runtime.clone(), None),
+            Spread::PerCore(carriers) => {
+                let (runtime, place) = carriers.place();
+                (runtime, Some(place))
+            }
+        };
+        runtime.spawn(async move {
             // A broken connection is its peers' affair; they see it.
             let _ = connection(engine, near, to, &counters).await;
+            drop(place);
         });
     }
 }
