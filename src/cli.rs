@@ -166,6 +166,15 @@ pub(crate) struct Knobs {
     /// How long a dial into the enclave may take [default: 5s].
     #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_DIAL_TIMEOUT")]
     pub(crate) dial_timeout: Option<Timespan>,
+    /// How long a client may take for its PROXY header, or to say whom it wants [default: 5s].
+    #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_HEADER_TIMEOUT")]
+    pub(crate) header_timeout: Option<Timespan>,
+    /// End connections that are silent for so long; 0s for never [default: 0s].
+    #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_IDLE_TIMEOUT")]
+    pub(crate) idle_timeout: Option<Timespan>,
+    /// When the kernel asks whether a silent client is there still; 0s for never [default: 1m].
+    #[arg(long, value_name = "TIME", env = "ENCLAVE_SHIM_KEEP_ALIVE")]
+    pub(crate) keep_alive: Option<Timespan>,
 }
 
 impl Cli {

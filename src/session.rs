@@ -8,7 +8,10 @@ use nitro_device::Cid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_vsock::{VsockAddr, VsockStream};
-use wire::{FrameError, FrameReader, Greeting, Hello, PROTOCOL, Refusal, SessionToken};
+use wire::{
+    AnnouncedRequest, FrameError, FrameReader, Greeting, Hello, PROTOCOL, ProxyHeader, Refusal, SessionToken,
+    port,
+};
 
 /// How long a hello may take, and one frame to be taken by the agent.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -69,14 +72,41 @@ impl Session {
         dialled.map(Conversation::over).map_err(|source| SessionError::Dial { port, source })
     }
 
+    /// A connection to the workload's `port` on which the agent has introduced
+    /// the client: it reads the token, and the workload reads `header` first.
+    pub(crate) async fn introduce(
+        &self,
+        port: u16,
+        header: &ProxyHeader,
+        within: Duration,
+    ) -> Result<VsockStream, SessionError> {
+        let dialled = dial(self.cid.get(), port::ANNOUNCED, within).await;
+        let mut stream = dialled.map_err(|source| SessionError::Dial { port: port::ANNOUNCED, source })?;
+        let mut frames = wire::encode(&self.hello())?;
+        frames.extend(wire::encode(&AnnouncedRequest { port, header: header.bytes().to_vec().into() })?);
+        let greeted = async {
+            stream.write_all(&frames).await?;
+            only_frame(&mut stream).await
+        };
+        match timeout(PATIENCE, greeted).await {
+            Ok(Ok(Greeting::Welcome { .. })) => Ok(stream),
+            Ok(Ok(Greeting::Refused(refusal))) => Err(refusal.into()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(SessionError::Silent),
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        Hello { version: PROTOCOL, token: self.token.clone() }
+    }
+
     /// Says hello on a connection to `port`.
     pub(crate) async fn greet(
         &self,
         mut conversation: Conversation,
         port: u32,
     ) -> Result<Conversation, SessionError> {
-        let hello = Hello { version: PROTOCOL, token: self.token.clone() };
-        conversation.send(&hello).await?;
+        conversation.send(&self.hello()).await?;
         match timeout(PATIENCE, conversation.receive::<Greeting>()).await {
             Ok(Ok(Greeting::Welcome { build })) => {
                 tracing::debug!(port, agent = build, "welcomed by the agent");
@@ -87,6 +117,21 @@ impl Session {
             Err(_) => Err(SessionError::Silent),
         }
     }
+}
+
+/// One frame, and not a byte of what follows it.
+async fn only_frame<T: for<'a> Decode<'a, ()>>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<T, SessionError> {
+    let mut bytes = vec![0; wire::frame::PREFIX];
+    stream.read_exact(&mut bytes).await?;
+    let mut reader = FrameReader::new();
+    reader.push(&bytes);
+    let body = reader.announced()?;
+    bytes.resize(body, 0);
+    stream.read_exact(&mut bytes).await?;
+    reader.push(&bytes);
+    reader.next_message()?.ok_or(SessionError::Closed)
 }
 
 /// A connection that carries frames.

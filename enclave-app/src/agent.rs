@@ -202,7 +202,7 @@ impl Agent {
     fn launch(&mut self, settings: &Settings, logs: &Arc<Logs>) -> Result<(), String> {
         let rule = Rule::new(settings, Path::new(launch::NOTIFY_PATH))
             .map_err(|error| format!("cannot open {}: {error}", launch::NOTIFY_PATH))?;
-        self.ingress = Some(Arc::new(Ingress::open(&settings.ingress).map_err(|error| chain(&error))?));
+        self.ingress = Some(Arc::new(Ingress::open(settings, &self.claim).map_err(|error| chain(&error))?));
         let outputs = match settings.logs {
             LogAccess::Deny => None,
             LogAccess::Forward => {

@@ -19,6 +19,8 @@ pub(crate) enum Purpose {
     Control,
     /// Only after a claim.
     Attestation,
+    /// Only after a claim: brings a client together with its address.
+    Announced,
     /// Only after a claim, and when the measured settings allow it.
     Logs { allowed: bool },
 }
@@ -78,7 +80,9 @@ impl Claim {
         }
         let owner = match purpose {
             Purpose::Control => self.token.get_or_init(|| hello.token.clone()),
-            Purpose::Attestation | Purpose::Logs { .. } => self.token.get().ok_or(Refusal::NotClaimed)?,
+            Purpose::Attestation | Purpose::Announced | Purpose::Logs { .. } => {
+                self.token.get().ok_or(Refusal::NotClaimed)?
+            }
         };
         match purpose {
             _ if *owner != hello.token => Err(Refusal::AlreadyClaimed),

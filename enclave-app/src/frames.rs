@@ -36,6 +36,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         Frames { stream, reader: FrameReader::new() }
     }
 
+    /// The stream itself, for bytes that are no frames. None if the peer sent
+    /// some before it was asked to.
+    pub(crate) fn into_stream(self) -> Option<S> {
+        self.reader.is_empty().then_some(self.stream)
+    }
+
     /// The next message; `None` at a clean end. May be dropped and called again.
     pub(crate) async fn receive<T: for<'a> Decode<'a, ()>>(&mut self) -> Result<Option<T>, FramesError> {
         loop {

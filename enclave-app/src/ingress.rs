@@ -1,25 +1,39 @@
-//! Carries client connections from the shim to the workload's own ports.
+//! Carries connections from the shim to the workload's own ports.
 //!
 //! ```text
-//! shim ─vsock:port─▶ permit ─▶ connect 127.0.0.1:port, then [::1]:port ─▶ relay
+//! shim ─vsock:port───────────────────────▶ permit ─▶ connect 127.0.0.1:port, then [::1]:port ─▶ relay
+//! shim ─vsock:5704─▶ hello, PROXY header ──▲                 └ header first
 //! ```
-//! Bytes are never read here: TLS ends in the workload.
+//! Bytes are never read here: TLS ends in the workload. A port whose workload
+//! reads PROXY headers is reached in the second way only: whoever dials it
+//! directly could name any client.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use relay::Counters;
+use relay::{Carriers, Counters, Options};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_vsock::VsockStream;
+use wire::settings::Settings;
+use wire::{AnnouncedRequest, ProxyHeader, port};
 
+use crate::claim::{Claim, Purpose};
+use crate::frames::Frames;
 use crate::listener;
 
-/// Connections at once over all ports.
-const MAX_CONNECTIONS: usize = 4096;
+/// Connections at once over all ports: two descriptors each, of 65,536.
+const MAX_CONNECTIONS: usize = 16_384;
+/// More threads than this do not make a relay faster, and the CPUs are the workload's.
+const MAX_CARRIERS: usize = 4;
+/// For a request to follow its hello; both come at once.
+const REQUEST_WITHIN: Duration = Duration::from_secs(2);
 
 /// Every listener and connection of the workload's ports.
 #[derive(Debug)]
@@ -27,42 +41,70 @@ pub(crate) struct Ingress {
     listeners: TaskTracker,
     connections: TaskTracker,
     stop: CancellationToken,
+    permits: Arc<Semaphore>,
+    carriers: Arc<Carriers>,
+    counters: Arc<Counters>,
 }
 
-/// A port that cannot be listened on.
+/// Why the workload's ports cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on vsock port {port}")]
-pub(crate) struct PortTaken {
-    port: u16,
-    source: io::Error,
+pub(crate) enum IngressError {
+    #[error("cannot listen on vsock port {port}")]
+    Taken { port: u32, source: io::Error },
+    #[error("cannot start threads for connections")]
+    Threads(#[source] io::Error),
 }
 
 impl Ingress {
-    /// Listens on every port of `ports`.
-    pub(crate) fn open(ports: &[u16]) -> Result<Ingress, PortTaken> {
+    /// Listens for every ingress port of the settings.
+    pub(crate) fn open(settings: &Settings, claim: &Arc<Claim>) -> Result<Ingress, IngressError> {
         let ingress = Ingress {
             listeners: TaskTracker::new(),
             connections: TaskTracker::new(),
             stop: CancellationToken::new(),
+            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            carriers: Arc::new(Carriers::start(MAX_CARRIERS).map_err(IngressError::Threads)?),
+            counters: Arc::default(),
         };
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let counters = Arc::new(Counters::default());
-        for &port in ports {
-            let listener = listener::bind(port.into()).map_err(|source| PortTaken { port, source })?;
-            let (permits, stop) = (Arc::clone(&permits), ingress.stop.clone());
-            let (connections, counters) = (ingress.connections.clone(), Arc::clone(&counters));
-            ingress.listeners.spawn(async move {
-                listener::listen(listener, &format!("ingress {port}"), permits, stop, |stream, permit| {
-                    let counters = Arc::clone(&counters);
-                    connections.spawn(async move {
-                        carry(stream, port, &counters).await;
-                        drop(permit);
-                    });
-                })
-                .await;
-            });
+        let plain = settings.ingress.iter().filter(|port| !settings.proxy_protocol.contains(port));
+        for &port in plain {
+            ingress.listen(port.into(), move |stream, counters| async move {
+                let options = Options { far_end_relays: true, ..Options::default() };
+                carry(stream, port, &counters, options).await;
+            })?;
+        }
+        if !settings.proxy_protocol.is_empty() {
+            let (claim, ports) = (Arc::clone(claim), Arc::from(settings.proxy_protocol.as_slice()));
+            ingress.listen(port::ANNOUNCED, move |stream, counters| {
+                announced(Arc::clone(&claim), Arc::clone(&ports), stream, counters)
+            })?;
         }
         Ok(ingress)
+    }
+
+    fn listen<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        port: u32,
+        serve: impl Fn(OwnedFd, Arc<Counters>) -> F + Send + 'static,
+    ) -> Result<(), IngressError> {
+        let listener = listener::bind(port).map_err(|source| IngressError::Taken { port, source })?;
+        let (permits, stop) = (Arc::clone(&self.permits), self.stop.clone());
+        let (connections, counters) = (self.connections.clone(), Arc::clone(&self.counters));
+        let carriers = Arc::clone(&self.carriers);
+        self.listeners.spawn(async move {
+            let start = move |stream, permit: OwnedSemaphorePermit| {
+                // From the accepting thread's reactor to the carrier's own.
+                let served = serve(OwnedFd::from(stream), Arc::clone(&counters));
+                let (carrier, place) = carriers.place();
+                let carried = async move {
+                    served.await;
+                    drop((permit, place));
+                };
+                connections.spawn_on(carried, &carrier);
+            };
+            listener::listen(listener, &format!("ingress {port}"), permits, stop, start).await;
+        });
+        Ok(())
     }
 
     /// Takes nothing new and waits until every connection has ended.
@@ -84,11 +126,38 @@ impl Drop for Ingress {
 
 /// One connection. A reset is the client's affair or the workload's, and the
 /// shim counts both; the console is for what concerns the enclave as a whole.
-async fn carry(vsock: VsockStream, port: u16, counters: &Counters) {
+async fn carry(vsock: OwnedFd, port: u16, counters: &Counters, options: Options) {
     if let Ok(workload) = connect(port).await {
-        let options = relay::Options { far_end_relays: true, ..relay::Options::default() };
         let _ = relay::relay_with(workload, vsock, counters, options).await;
     }
+}
+
+/// The same for a client that the shim introduces.
+async fn announced(claim: Arc<Claim>, ports: Arc<[u16]>, stream: OwnedFd, counters: Arc<Counters>) {
+    // Boxed: its buffers must not stay with the connection for life.
+    let Some((vsock, port, header)) = Box::pin(introduction(&claim, &ports, stream)).await else { return };
+    let Ok(mut workload) = connect(port).await else { return };
+    if workload.write_all(header.bytes()).await.is_ok() {
+        drop(header);
+        let options = Options { far_end_relays: true, ..Options::default() };
+        let _ = relay::relay_with(workload, vsock, &counters, options).await;
+    }
+}
+
+/// Whoever cannot show the session's token is told so and closed; so is a
+/// header that is none, and a port whose workload reads no headers.
+async fn introduction(
+    claim: &Claim,
+    ports: &[u16],
+    stream: OwnedFd,
+) -> Option<(VsockStream, u16, ProxyHeader)> {
+    let mut frames = Frames::new(VsockStream::from(stream));
+    claim.greet(Purpose::Announced, &mut frames).await.ok()?;
+    let request = tokio::time::timeout(REQUEST_WITHIN, frames.receive::<AnnouncedRequest>()).await;
+    let AnnouncedRequest { port, header } = request.ok()?.ok()??;
+    let header = ProxyHeader::parse(header.into()).ok()?;
+    let vsock = frames.into_stream()?;
+    ports.contains(&port).then_some((vsock, port, header))
 }
 
 async fn connect(port: u16) -> io::Result<TcpStream> {

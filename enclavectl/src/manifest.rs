@@ -40,6 +40,9 @@ pub(crate) struct Manifest {
     /// TCP ports that the parent may reach.
     #[serde(default)]
     pub(crate) ingress: Vec<u16>,
+    /// Those of `ingress` on which the program reads a PROXY protocol v2 header.
+    #[serde(default)]
+    pub(crate) proxy_protocol: Vec<u16>,
     /// When the workload counts as ready: listen, started, notify.
     #[serde(default)]
     ready: Ready,
@@ -77,6 +80,7 @@ impl Manifest {
             user: first_of(self.user.as_deref(), &image.user, "0:0"),
             workdir: absolute(first_of(self.workdir.as_deref(), &image.workdir, "/")),
             ingress: self.ingress.clone(),
+            proxy_protocol: self.proxy_protocol.clone(),
             ready: self.ready,
             nsm: self.nsm,
             vsock: self.vsock,

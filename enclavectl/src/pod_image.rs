@@ -127,6 +127,9 @@ fn default_config(manifest: &Manifest) -> Vec<u8> {
     }
     for port in &manifest.ingress {
         yaml += &format!("- listen: 0.0.0.0:{port}\n  port: {port}\n");
+        if manifest.proxy_protocol.contains(port) {
+            yaml += "  send_proxy: true\n";
+        }
     }
     yaml.into_bytes()
 }

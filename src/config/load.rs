@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nitro_device::{Cid, CidError};
 
-use super::Config;
+use super::{Config, Ingress};
 use crate::cli::{Knobs, Run};
 use crate::exit::{Blame, Exit};
 
@@ -116,6 +116,9 @@ fn apply(config: &mut Config, knobs: &Knobs) {
     set(&mut config.device, &knobs.device);
     set(&mut config.limits.connections, &knobs.connections);
     set(&mut config.limits.dial_timeout, &knobs.dial_timeout);
+    set(&mut config.limits.header_timeout, &knobs.header_timeout);
+    set(&mut config.limits.idle_timeout, &knobs.idle_timeout);
+    set(&mut config.limits.keep_alive, &knobs.keep_alive);
 }
 
 /// Ids, a count, the device plugin's count, the file: the first that speaks.
@@ -141,23 +144,16 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some(cid) = config.cid {
         Cid::try_from(cid)?;
     }
-    for ingress in &config.ingress {
-        in_range("ingress.port", ingress.port, 1, u16::MAX)?;
-        if wire::port::RESERVED.contains(&u32::from(ingress.port)) {
-            let expected = "but the agent keeps 5700 to 5703 for itself".to_owned();
-            return Err(ConfigError::Range {
-                knob: "ingress.port",
-                actual: ingress.port.to_string(),
-                expected,
-            });
-        }
-    }
+    config.ingress.iter().try_for_each(Ingress::check)?;
     let fixed: Vec<_> =
         config.ingress.iter().map(|ingress| ingress.listen).filter(|listen| listen.port() != 0).collect();
     all_different("ingress.listen", &fixed)?;
     in_range("limits.connections", config.limits.connections, 1, MOST_CONNECTIONS)?;
-    let spans =
-        [("limits.dial_timeout", Some(config.limits.dial_timeout)), ("boot.timeout", config.boot.timeout)];
+    let spans = [
+        ("limits.dial_timeout", Some(config.limits.dial_timeout)),
+        ("limits.header_timeout", Some(config.limits.header_timeout)),
+        ("boot.timeout", config.boot.timeout),
+    ];
     for (knob, span) in spans.into_iter().filter_map(|(knob, span)| Some((knob, span?))) {
         if span.duration().is_zero() {
             let expected = "but must be longer than 0s".to_owned();
@@ -167,7 +163,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn in_range<T: PartialOrd + std::fmt::Display>(
+pub(super) fn in_range<T: PartialOrd + std::fmt::Display>(
     knob: &'static str,
     actual: T,
     least: T,
@@ -211,7 +207,7 @@ debug: true
 cid: 21
 ingress:
   - {listen: "0.0.0.0:8080", port: 80}
-  - {listen: "[::]:8443", port: 443}
+  - {listen: "[::]:8443", sni: {a.example.com: 443}, accept_proxy: true, send_proxy: true}
 http: {listen: "127.0.0.1:9999"}
 admin: {socket: /tmp/admin.sock}
 sandbox: false
@@ -220,7 +216,7 @@ boot: {timeout: "10s"}
 log: {format: json, level: debug, workload_lines: 7}
 termination_log: /tmp/why
 device: /dev/other
-limits: {connections: 10, dial_timeout: "2s"}
+limits: {connections: 10, dial_timeout: "2s", header_timeout: "1s", idle_timeout: "1h", keep_alive: "9s"}
 "#;
 
     fn parsed(text: &str) -> Result<Config, ConfigError> {

@@ -6,6 +6,7 @@
 //! Later layers win. Unknown keys are refused with their name and line. The
 //! file's keys are the fields below; [`load()`] does the reading.
 
+mod ingress;
 mod load;
 mod timespan;
 
@@ -17,6 +18,7 @@ use clap::ValueEnum;
 use eif::Pcr;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use ingress::{Ingress, NameIn};
 pub(crate) use load::load;
 pub(crate) use timespan::Timespan;
 
@@ -63,16 +65,6 @@ pub(crate) struct Config {
     /// The shim gives up what it does not need: other files, programs,
     /// processes. Default: true; false is for finding out why something fails.
     pub(crate) sandbox: bool,
-}
-
-/// One listener.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Ingress {
-    /// Address and TCP port in the pod. Port 0: the kernel's choice (logged).
-    pub(crate) listen: SocketAddr,
-    /// The workload's port in the enclave, 1 to 65535.
-    pub(crate) port: u16,
 }
 
 /// The shim's own HTTP server.
@@ -193,6 +185,15 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     /// How long a dial into the enclave may take. Default: 5s.
     pub(crate) dial_timeout: Timespan,
+    /// How long a client may take to say what a listener must know first: its
+    /// PROXY header, or whom it wants (`sni`, `host`). Default: 5s.
+    pub(crate) header_timeout: Timespan,
+    /// Ends a connection over which nothing has gone either way for so long.
+    /// Default: 0s, never: databases and queues keep silent connections for days.
+    pub(crate) idle_timeout: Timespan,
+    /// How long a silent client is left alone before the kernel asks whether it
+    /// is there still: every quarter of this, four times. Default: 1m; 0s: never.
+    pub(crate) keep_alive: Timespan,
 }
 
 impl Default for Config {
@@ -242,6 +243,12 @@ impl Default for Drain {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { connections: 4096, dial_timeout: Timespan::from_secs(5) }
+        Limits {
+            connections: 4096,
+            dial_timeout: Timespan::from_secs(5),
+            header_timeout: Timespan::from_secs(5),
+            idle_timeout: Timespan::from_secs(0),
+            keep_alive: Timespan::from_secs(60),
+        }
     }
 }

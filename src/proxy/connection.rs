@@ -2,61 +2,82 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use relay::{Moved, RelayError};
+use relay::{Moved, Options, Place, RelayError};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tracing::Instrument;
+use tokio::time::timeout;
+use tokio_vsock::VsockStream;
+use tracing::{Instrument, Span, field};
+use wire::{ProxyHeader, port};
 
 use super::metrics::Outcome;
-use super::{Target, Traffic};
+use super::opening::{self, Opening, OpeningError};
+use super::{Door, Terms};
 use crate::exit::chain;
-use crate::session::dial;
+use crate::session::{SessionError, dial};
 
 /// Numbers connections in logs.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// Dials the enclave and carries until both directions have ended. `place` is
+/// Dials the enclave and carries until both directions have ended. `places` are
 /// given back on return.
 pub(super) async fn carry(
-    client: TcpStream,
+    client: std::net::TcpStream,
     peer: SocketAddr,
-    target: Target,
-    traffic: Traffic,
-    place: OwnedSemaphorePermit,
+    door: Door,
+    terms: Arc<Terms>,
+    places: (OwnedSemaphorePermit, Place),
 ) {
     let conn = NEXT.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::debug_span!("connection", conn, %peer, cid = %target.cid, port = target.port);
-    traffic.metrics.open.inc();
-    let abort = traffic.abort.clone();
+    let span = tracing::debug_span!(
+        "connection",
+        conn,
+        %peer,
+        cid = %door.cid,
+        port = field::Empty,
+        client = field::Empty
+    );
+    terms.metrics.open.inc();
+    let abort = terms.abort.clone();
     let outcome = async {
         tokio::select! {
             () = abort.cancelled() => Outcome::Aborted,
-            outcome = through(client, target, &traffic) => outcome,
+            outcome = through(client, peer, &door, &terms) => outcome,
         }
     }
     .instrument(span)
     .await;
-    traffic.metrics.open.dec();
-    traffic.metrics.ended(outcome);
-    drop(place);
+    terms.metrics.open.dec();
+    terms.metrics.ended(outcome);
+    drop(places);
 }
 
-async fn through(client: TcpStream, target: Target, traffic: &Traffic) -> Outcome {
-    // Fails only on a connection that is gone, which the relay will find out.
-    let _ = client.set_nodelay(true);
-    let enclave = match dial(target.cid.get(), target.port.into(), traffic.dial_timeout).await {
-        Ok(enclave) => enclave,
+async fn through(client: std::net::TcpStream, peer: SocketAddr, door: &Door, terms: &Terms) -> Outcome {
+    let mut client = match TcpStream::from_std(client) {
+        Ok(client) => client,
         Err(error) => {
-            tracing::debug!(%error, "the enclave cannot be dialled");
-            reset(&client);
-            return dial_outcome(&error);
+            tracing::warn!(%error, "a connection cannot be watched");
+            return Outcome::ClientFailed;
         }
     };
-    let options = relay::Options { far_end_relays: target.has_agent, ..relay::Options::default() };
-    match relay::relay_with(client, enclave, &traffic.metrics.bytes, options).await {
+    // Boxed: what is needed for a moment must not stay with the connection for life.
+    let (enclave, already_read) = match Box::pin(open(&mut client, peer, door, terms)).await {
+        Ok(opened) => opened,
+        Err(outcome) => {
+            reset(&client);
+            return outcome;
+        }
+    };
+    let options =
+        Options { idle_timeout: terms.idle_timeout, far_end_relays: door.session.is_some(), already_read };
+    // Only our agent has a port that can be dialled without meaning anything by it.
+    let witness = || async { dial(door.cid.get(), port::CONTROL, terms.dial_timeout).await.is_ok() };
+    let is_alive = door.session.is_some().then_some(witness);
+    match relay::relay_witnessed(client, enclave, &terms.metrics.bytes, options, is_alive).await {
         Ok(Moved { to_vsock, from_vsock }) => {
             tracing::debug!(to_vsock, from_vsock, "completed");
             Outcome::Completed
@@ -72,17 +93,76 @@ async fn through(client: TcpStream, target: Target, traffic: &Traffic) -> Outcom
     }
 }
 
+/// Finds out where the client goes, and opens the way there.
+async fn open(
+    client: &mut TcpStream,
+    peer: SocketAddr,
+    door: &Door,
+    terms: &Terms,
+) -> Result<(VsockStream, Vec<u8>), Outcome> {
+    let Opening { header, mut already_read, port } = introduce(client, door, terms).await?;
+    let span = Span::current();
+    span.record("port", port);
+    if let Some(address) = header.as_ref().and_then(ProxyHeader::client) {
+        span.record("client", field::display(address));
+    }
+    let header = door.ingress.send_proxy.then(|| match (header, client.local_addr()) {
+        (Some(header), _) => header,
+        (None, local) => ProxyHeader::tcp(peer, local.unwrap_or(door.ingress.listen)),
+    });
+    let dialled = match (&header, &door.session) {
+        (Some(header), Some(session)) => session.introduce(port, header, terms.dial_timeout).await,
+        (header, _) => {
+            // An image that is not ours reads the header itself, and nobody vouches for it.
+            if let Some(header) = header {
+                already_read.splice(0..0, header.bytes().iter().copied());
+            }
+            let dialled = dial(door.cid.get(), port.into(), terms.dial_timeout).await;
+            dialled.map_err(|source| SessionError::Dial { port: port.into(), source })
+        }
+    };
+    dialled.map(|enclave| (enclave, already_read)).map_err(|error| {
+        tracing::debug!(reason = chain(&error), "the enclave cannot be dialled");
+        dial_outcome(&error)
+    })
+}
+
+async fn introduce(client: &mut TcpStream, door: &Door, terms: &Terms) -> Result<Opening, Outcome> {
+    if let (false, Some(port)) = (opening::is_needed(&door.ingress), door.ingress.port) {
+        return Ok(Opening { header: None, already_read: Vec::new(), port });
+    }
+    let error = match timeout(terms.header_timeout, opening::read(client, &door.ingress)).await {
+        Ok(Ok(opening)) => return Ok(opening),
+        Ok(Err(error)) => error,
+        Err(_) => {
+            tracing::debug!("refused: nothing within limits.header_timeout said where it goes");
+            return Err(Outcome::HeaderLate);
+        }
+    };
+    tracing::debug!(reason = chain(&error), "refused");
+    Err(match error {
+        OpeningError::Proxy(_) => Outcome::NoProxyHeader,
+        OpeningError::NoRoute(_) => Outcome::NoRoute,
+        OpeningError::Lost(_) => Outcome::ClientFailed,
+    })
+}
+
 /// Lets the client see a reset instead of a clean end.
 pub(super) fn reset(client: &TcpStream) {
     // Fails only on a connection that is gone.
     let _ = socket2::SockRef::from(client).set_linger(Some(Duration::ZERO));
 }
 
-fn dial_outcome(error: &io::Error) -> Outcome {
-    match error.kind() {
-        // A vsock answers a dial to a port without listener with a reset.
-        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused => Outcome::DialRefused,
-        io::ErrorKind::TimedOut => Outcome::DialLate,
+fn dial_outcome(error: &SessionError) -> Outcome {
+    match error {
+        SessionError::Dial { source, .. } => match source.kind() {
+            // A vsock answers a dial to a port without listener with a reset.
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused => Outcome::DialRefused,
+            io::ErrorKind::TimedOut => Outcome::DialLate,
+            _ => Outcome::DialFailed,
+        },
+        SessionError::Silent => Outcome::DialLate,
+        SessionError::Refused(_) => Outcome::DialRefused,
         _ => Outcome::DialFailed,
     }
 }

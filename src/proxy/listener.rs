@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use socket2::TcpKeepalive;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Outcome;
-use super::{Target, Traffic, connection};
+use super::{Door, Traffic, connection};
 use crate::config::Ingress;
 use crate::exit::{Blame, Exit};
 
 /// Connections that the kernel holds for us between two accepts.
 const BACKLOG: u32 = 1024;
+/// Keep-alive probes that may stay without an answer.
+const PROBES: u32 = 4;
 const FIRST_BACK_OFF: Duration = Duration::from_millis(5);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
 
@@ -55,46 +58,57 @@ impl Blame for BindError {
 pub(crate) struct Bound {
     socket: TcpSocket,
     /// With the port that the kernel chose for 0.
-    listen: SocketAddr,
-    port: u16,
+    ingress: Ingress,
 }
 
-/// Takes the addresses of `ingress`.
-pub(crate) fn bind(ingress: &[Ingress]) -> Result<Vec<Bound>, BindError> {
-    ingress
-        .iter()
-        .map(|&Ingress { listen, port }| {
-            let bound = || {
-                let socket = if listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-                socket.set_reuseaddr(true)?;
-                socket.bind(listen)?;
-                let listen = socket.local_addr()?;
-                tracing::info!(address = %listen, port, "ingress bound");
-                Ok(Bound { socket, listen, port })
-            };
-            bound().map_err(|source| BindError { listen, knob: "ingress.listen", source })
+/// Takes the addresses of `ingress`. What is set on a listener holds for the
+/// connections that it accepts (Linux clones the socket).
+pub(crate) fn bind(ingress: &[Ingress], keep_alive: Duration) -> Result<Vec<Bound>, BindError> {
+    let each = |ingress: &Ingress| {
+        bind_one(ingress, keep_alive).map_err(|source| BindError {
+            listen: ingress.listen,
+            knob: "ingress.listen",
+            source,
         })
-        .collect()
+    };
+    ingress.iter().map(each).collect()
+}
+
+fn bind_one(ingress: &Ingress, keep_alive: Duration) -> io::Result<Bound> {
+    let socket = if ingress.listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_nodelay(true)?;
+    if !keep_alive.is_zero() {
+        // The kernel counts whole seconds, at least one.
+        let seconds = |time: Duration| time.max(Duration::from_secs(1));
+        let probes = TcpKeepalive::new()
+            .with_time(seconds(keep_alive))
+            .with_interval(seconds(keep_alive / PROBES))
+            .with_retries(PROBES);
+        socket2::SockRef::from(&socket).set_tcp_keepalive(&probes)?;
+    }
+    socket.bind(ingress.listen)?;
+    let ingress = Ingress { listen: socket.local_addr()?, ..ingress.clone() };
+    tracing::info!(address = %ingress.listen, port = ingress.port, "ingress bound");
+    Ok(Bound { socket, ingress })
 }
 
 impl Bound {
     /// Begins to listen.
-    pub(crate) fn listen(self) -> Result<(TcpListener, u16), BindError> {
-        let Bound { socket, listen, port } = self;
-        let listener =
-            socket.listen(BACKLOG).map_err(|source| BindError { listen, knob: "ingress.listen", source })?;
-        Ok((listener, port))
+    pub(crate) fn listen(self) -> Result<(TcpListener, Ingress), BindError> {
+        let Bound { socket, ingress } = self;
+        let listener = socket.listen(BACKLOG).map_err(|source| BindError {
+            listen: ingress.listen,
+            knob: "ingress.listen",
+            source,
+        })?;
+        Ok((listener, ingress))
     }
 }
 
 /// Accepts until `closing`. No error ends the loop: a listener that is out of
 /// descriptors waits and tries again.
-pub(crate) async fn accept(
-    listener: TcpListener,
-    target: Target,
-    traffic: Traffic,
-    closing: CancellationToken,
-) {
+pub(crate) async fn accept(listener: TcpListener, door: Door, traffic: Traffic, closing: CancellationToken) {
     let mut back_off = FIRST_BACK_OFF;
     loop {
         let accepted = tokio::select! {
@@ -104,10 +118,10 @@ pub(crate) async fn accept(
         match accepted {
             Ok((client, peer)) => {
                 back_off = FIRST_BACK_OFF;
-                admit(client, peer, target, &traffic);
+                admit(client, peer, &door, &traffic);
             }
             Err(error) => {
-                traffic.metrics.accept_errors.inc();
+                traffic.terms.metrics.accept_errors.inc();
                 if !out_of_resources(&error) {
                     // The client went away between SYN and accept.
                     tracing::debug!(%error, "a connection was lost before it was accepted");
@@ -125,16 +139,24 @@ pub(crate) async fn accept(
 }
 
 /// A place, or a reset: a client is never left waiting in silence.
-fn admit(client: TcpStream, peer: SocketAddr, target: Target, traffic: &Traffic) {
-    match Arc::clone(&traffic.admission).try_acquire_owned() {
-        Ok(place) => {
-            let connection = connection::carry(client, peer, target, traffic.clone(), place);
-            traffic.connections.spawn(connection);
+fn admit(client: TcpStream, peer: SocketAddr, door: &Door, traffic: &Traffic) {
+    let Ok(place) = Arc::clone(&traffic.admission).try_acquire_owned() else {
+        tracing::debug!(%peer, "refused: limits.connections are open");
+        connection::reset(&client);
+        traffic.terms.metrics.ended(Outcome::Full);
+        return;
+    };
+    // From the accepting thread's reactor to the carrier's own.
+    match client.into_std() {
+        Ok(client) => {
+            let (carrier, seat) = traffic.carriers.place();
+            let terms = Arc::clone(&traffic.terms);
+            let connection = connection::carry(client, peer, door.clone(), terms, (place, seat));
+            traffic.connections.spawn_on(connection, &carrier);
         }
-        Err(_) => {
-            tracing::debug!(%peer, "refused: limits.connections are open");
-            connection::reset(&client);
-            traffic.metrics.ended(Outcome::Full);
+        Err(error) => {
+            tracing::warn!(%error, "a connection cannot be handed to its carrier");
+            traffic.terms.metrics.ended(Outcome::ClientFailed);
         }
     }
 }
@@ -142,4 +164,26 @@ fn admit(client: TcpStream, peer: SocketAddr, target: Target, traffic: &Traffic)
 fn out_of_resources(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_connections_have_the_listeners_options_in_either_family() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let ingress: Ingress = serde_saphyr::from_str(&format!("listen: '{address}'\nport: 1")).unwrap();
+            let bound = bind(&[ingress], Duration::from_secs(8)).unwrap().remove(0);
+            let (listener, ingress) = bound.listen().unwrap();
+            let client = TcpStream::connect(ingress.listen).await.unwrap();
+            let accepted = listener.accept().await.unwrap().0;
+            let socket = socket2::SockRef::from(&accepted);
+            assert!(accepted.nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(8));
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(2));
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), PROBES);
+            drop(client);
+        }
+    }
 }

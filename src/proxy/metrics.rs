@@ -1,14 +1,15 @@
 //! What the data path counts.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
+use relay::Carriers;
 
 /// How a client's connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,7 +24,13 @@ pub(crate) enum Outcome {
     Idle,
     /// Refused at the door: limits.connections are open.
     Full,
-    /// Nobody listens on the port in the enclave.
+    /// It said neither who it is nor whom it wants in time.
+    HeaderLate,
+    /// It did not come through a load balancer, as its listener wants.
+    NoProxyHeader,
+    /// It asked for a name that leads nowhere.
+    NoRoute,
+    /// Nobody listens on the port in the enclave, or the agent takes no header for it.
     DialRefused,
     /// The enclave did not answer the dial in time.
     DialLate,
@@ -41,6 +48,9 @@ impl Outcome {
             Outcome::EnclaveFailed => "enclave_failed",
             Outcome::Idle => "idle",
             Outcome::Full => "full",
+            Outcome::HeaderLate => "header_late",
+            Outcome::NoProxyHeader => "no_proxy_header",
+            Outcome::NoRoute => "no_route",
             Outcome::DialRefused => "dial_refused",
             Outcome::DialLate => "dial_late",
             Outcome::DialFailed => "dial_failed",
@@ -82,6 +92,19 @@ impl Metrics {
 
     pub(super) fn ended(&self, outcome: Outcome) {
         self.connections.get_or_create(&OutcomeLabel { outcome: outcome.name() }).inc();
+    }
+}
+
+/// Asked at every scrape: a task that never ends shows here, whatever it counted.
+#[derive(Debug)]
+pub(super) struct Tasks(pub(super) Weak<Carriers>);
+
+impl Collector for Tasks {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let help = "Tasks that carry a connection now";
+        let encoder = encoder.encode_descriptor("ingress_tasks", help, None, MetricType::Gauge)?;
+        let tasks = self.0.upgrade().map_or(0, |carriers| carriers.tasks());
+        ConstGauge::new(i64::try_from(tasks).unwrap_or(i64::MAX)).encode(encoder)
     }
 }
 

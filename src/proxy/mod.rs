@@ -1,70 +1,96 @@
 //! Carries client connections into the enclave and answers back out.
 //!
 //! ```text
-//! client ─TCP─▶ listener ─▶ admission ─▶ dial ─vsock─▶ agent ─▶ workload
-//!                             │ full       │ refused, late
+//! client ─TCP─▶ listener ─▶ admission ─▶ opening ─▶ dial ─vsock─▶ agent ─▶ workload
+//!                             │ full       │ no header, no route, late, refused
 //!                             └────────────┴──▶ reset the client, count why
 //! ```
 //!
-//! One task owns one connection; only counters are shared. Bytes are never
-//! read here: TLS ends inside the enclave. Sockets are bound before the launch,
+//! One task owns one connection, on one thread for life; only counters are
+//! shared. Bytes are never changed here: TLS ends inside the enclave. Sockets are bound before the launch,
 //! so that a taken port is known early, and listen only once the enclave serves:
 //! until then a client is refused by the kernel. Read [`listener`] first.
 
 mod connection;
 mod listener;
 mod metrics;
+mod opening;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nitro_device::Cid;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use prometheus_client::registry::Registry;
+use relay::Carriers;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use listener::{BindError, Bound, accept, bind};
-pub(crate) use metrics::Metrics;
+use metrics::{Metrics, Tasks};
 
-use crate::config::Limits;
+use crate::config::{Ingress, Limits};
+use crate::session::Session;
 
 /// A client's socket and a vsock.
 const DESCRIPTORS_EACH: u64 = 2;
 /// HTTP clients, and what the shim itself has open.
 const DESCRIPTORS_ELSE: u64 = 320;
 
-/// What every connection shares.
+/// What accepting needs. Never held by a connection: it owns their threads.
 #[derive(Debug, Clone)]
 pub(crate) struct Traffic {
     admission: Arc<Semaphore>,
-    dial_timeout: Duration,
-    metrics: Metrics,
-    /// Every connection is a task of this tracker.
+    /// Every connection is a task of this tracker, on one of these threads.
     connections: TaskTracker,
+    carriers: Arc<Carriers>,
+    terms: Arc<Terms>,
+}
+
+/// What every connection shares.
+#[derive(Debug)]
+struct Terms {
+    dial_timeout: Duration,
+    header_timeout: Duration,
+    idle_timeout: Option<Duration>,
+    metrics: Metrics,
     /// Ends every connection at once.
     abort: CancellationToken,
 }
 
-/// One client's way in.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Target {
+/// One listener's way in.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
     pub(crate) cid: Cid,
-    /// The workload's port.
-    pub(crate) port: u16,
-    /// Our agent answers there, which relays as the shim does.
-    pub(crate) has_agent: bool,
+    pub(crate) ingress: Arc<Ingress>,
+    /// With our agent, which relays as the shim does.
+    pub(crate) session: Option<Arc<Session>>,
 }
 
 impl Traffic {
-    pub(crate) fn new(limits: &Limits, metrics: Metrics, abort: CancellationToken) -> Traffic {
-        Traffic {
-            admission: Arc::new(Semaphore::new(affordable(limits.connections))),
+    /// Starts the threads that will carry.
+    pub(crate) fn start(
+        limits: &Limits,
+        registry: &mut Registry,
+        abort: CancellationToken,
+    ) -> io::Result<Traffic> {
+        let carriers = Arc::new(Carriers::start(usize::MAX)?);
+        registry.register_collector(Box::new(Tasks(Arc::downgrade(&carriers))));
+        let terms = Terms {
             dial_timeout: limits.dial_timeout.duration(),
-            metrics,
-            connections: TaskTracker::new(),
+            header_timeout: limits.header_timeout.duration(),
+            idle_timeout: Some(limits.idle_timeout.duration()).filter(|timeout| !timeout.is_zero()),
+            metrics: Metrics::register(registry),
             abort,
-        }
+        };
+        Ok(Traffic {
+            admission: Arc::new(Semaphore::new(affordable(limits.connections))),
+            connections: TaskTracker::new(),
+            carriers,
+            terms: Arc::new(terms),
+        })
     }
 
     /// Returns once no connection is open. Call only when none is accepted any more.

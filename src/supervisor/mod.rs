@@ -42,7 +42,7 @@ use crate::exit::Failure;
 use crate::foreign::Foreign;
 use crate::http::{self, Pages};
 use crate::identity::Identity;
-use crate::proxy::{self, Bound, Target, Traffic};
+use crate::proxy::{self, Bound, Door, Traffic};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::tail::Tail;
@@ -153,15 +153,15 @@ impl Supervisor {
         wiring: Wiring,
     ) -> Result<Supervisor, Failure> {
         let signals = Signals::install()?;
-        let listeners = proxy::bind(&config.ingress)?;
+        let listeners = proxy::bind(&config.ingress, config.limits.keep_alive.duration())?;
         let http = http::bind(config.http.listen).await?;
 
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let mut registry = prometheus_client::registry::Registry::with_prefix("enclave_shim");
         let board = StatusBoard::register(&mut registry, Arc::clone(&timeline), &config);
-        let traffic =
-            Traffic::new(&config.limits, proxy::Metrics::register(&mut registry), stop.child_token());
+        let traffic = Traffic::start(&config.limits, &mut registry, stop.child_token())
+            .map_err(|error| crate::no_threads(&error))?;
         let (attestation, requests) = attestation::queue(attestation::Metrics::register(&mut registry));
         let log_metrics = workload_log::Metrics::register(&mut registry);
         let (event_sender, events) = mpsc::channel(EVENTS);
@@ -401,9 +401,10 @@ impl Supervisor {
     fn open_doors(&mut self) -> Result<(), Failure> {
         let Some(cid) = self.cid else { return Err(Failure::bug("an enclave without a cid")) };
         for bound in self.waiting.listeners.drain(..) {
-            let (listener, port) = bound.listen()?;
-            let target = Target { cid, port, has_agent: self.session.is_some() };
-            let accepting = proxy::accept(listener, target, self.traffic.clone(), self.closing.clone());
+            let (listener, ingress) = bound.listen()?;
+            let session = self.session.clone().map(Arc::new);
+            let door = Door { cid, ingress: Arc::new(ingress), session };
+            let accepting = proxy::accept(listener, door, self.traffic.clone(), self.closing.clone());
             self.tasks.spawn(accepting);
         }
         if let (true, Some(identity)) = (self.print_identity, self.identity.get()) {

@@ -67,6 +67,18 @@ impl Image {
         Image::build(node, HELLO, &rootfs, &options)
     }
 
+    /// The load tool of benches/ as workload, started with `arguments`, on `port`.
+    pub fn of_bench(node: &Node, arguments: &str, port: u16, manifest: &str) -> Image {
+        let rootfs = node.scratch().join("bench-rootfs");
+        std::fs::create_dir_all(&rootfs).unwrap();
+        std::fs::copy(program_path("bench"), rootfs.join("bench")).unwrap();
+        let manifest = format!(
+            "name: bench\nversion: '1'\nentrypoint: [/bench, {arguments}, 'tcp:0.0.0.0:{port}']\n\
+             ingress: [{port}]\n{manifest}"
+        );
+        Image::from_rootfs(node, &manifest, &rootfs)
+    }
+
     /// Any root filesystem.
     pub fn from_rootfs(node: &Node, manifest: &str, rootfs: &Path) -> Image {
         Image::build(node, manifest, rootfs, &[])

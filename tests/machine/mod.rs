@@ -183,6 +183,11 @@ pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) 
     started.elapsed()
 }
 
+/// Descriptors that a process has open.
+pub fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
 /// Ids of processes whose command line or environment-independent arguments name `needle`.
 pub fn processes_naming(needle: &str) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };

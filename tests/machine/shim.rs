@@ -39,6 +39,11 @@ impl Shim {
         Shim::spawn(node, &config_file(node, extra), &image.path, &[])
     }
 
+    /// `ingress` (YAML list items) instead of the usual listeners.
+    pub fn with_ingress(node: &Node, image: &Image, ingress: &str, extra: &str) -> Shim {
+        Shim::spawn(node, &config_of(node, ingress, extra), &image.path, &["--log-level", "info"])
+    }
+
     /// The same with flags.
     pub fn with_flags(node: &Node, image: &Image, flags: &[&str]) -> Shim {
         Shim::spawn(node, &config_file(node, MEMORY_64), &image.path, flags)
@@ -131,6 +136,11 @@ impl Shim {
         let output = command.arg("describe").arg("--socket").arg(socket).output().unwrap();
         assert!(output.status.success(), "describe: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The shim's own process; [`Shim::pid`] is fakenitro's.
+    pub fn process(&mut self) -> u32 {
+        u32::try_from(self.describe()[0]["ProcessID"].as_u64().unwrap()).unwrap()
     }
 
     pub fn get(&mut self, path: &str) -> Answer {
@@ -233,15 +243,20 @@ pub fn with_room(config: &str) -> String {
 
 /// A shim.yaml with listeners on ports of the kernel's choice and JSON logs.
 pub fn config_file(node: &Node, extra: &str) -> PathBuf {
+    let ingress = "
+  - {listen: 127.0.0.1:0, port: 8080}
+  - {listen: 127.0.0.1:0, port: 8081}
+  - {listen: 127.0.0.1:0, port: 8082}";
+    config_of(node, ingress, extra)
+}
+
+fn config_of(node: &Node, ingress: &str, extra: &str) -> PathBuf {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = node.scratch().join(format!("shim-{number}.yaml"));
     let extra = with_room(extra);
     let text = format!(
-        "ingress:
-  - {{listen: 127.0.0.1:0, port: 8080}}
-  - {{listen: 127.0.0.1:0, port: 8081}}
-  - {{listen: 127.0.0.1:0, port: 8082}}
+        "ingress:{ingress}
 http: {{listen: 127.0.0.1:0}}
 log: {{format: json, level: debug}}
 termination_log: {}

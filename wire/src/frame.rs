@@ -6,7 +6,8 @@ use minicbor::{Decode, Encode};
 /// (the NSM answers with at most 0x3000 bytes) and its envelope.
 pub const MAX_FRAME: usize = 32 * 1024;
 
-const PREFIX: usize = 4;
+/// Bytes in front of a body, which say how long it is.
+pub const PREFIX: usize = 4;
 
 /// Why bytes are not a frame. Every variant ends the connection: there is no
 /// way to find the next frame after a wrong one.
@@ -67,6 +68,17 @@ impl FrameReader {
     /// Adds bytes as they arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// How many bytes of the first frame's body are still to come; 0 as long as
+    /// its prefix is not there either.
+    pub fn announced(&self) -> Result<usize, FrameError> {
+        let Some((prefix, rest)) = self.buffer.split_first_chunk::<PREFIX>() else { return Ok(0) };
+        let length = u32::from_be_bytes(*prefix) as usize;
+        if length > MAX_FRAME {
+            return Err(FrameError::TooLong { length });
+        }
+        Ok(length.saturating_sub(rest.len()))
     }
 
     /// The next message, or `None` until its last byte is there.

@@ -8,6 +8,7 @@
 //! attestation  hello ─▶ ◀─ greeting   then request ─▶ ◀─ answer, one at a time
 //! logs         hello ─▶ ◀─ greeting   then the workload's lines, agent to shim only
 //! ingress      no frames: the client's raw bytes, on the workload's own port
+//! announced    hello, request ─▶ ◀─ greeting   then raw bytes: the client is introduced
 //! ```
 //!
 //! A frame is a 32-bit big-endian length and that many bytes of CBOR, at most
@@ -17,14 +18,16 @@
 
 pub mod frame;
 pub mod message;
+pub mod proxy;
 pub mod settings;
 mod token;
 
 pub use frame::{FrameError, FrameReader, MAX_FRAME, encode};
 pub use message::{
-    AttestationAnswer, AttestationOutcome, AttestationRequest, ExitStatus, Greeting, Hello, LogLine,
-    LogMessage, LogStream, PROTOCOL, Phase, Refusal, ToAgent, ToShim,
+    AnnouncedRequest, AttestationAnswer, AttestationOutcome, AttestationRequest, ExitStatus, Greeting, Hello,
+    LogLine, LogMessage, LogStream, PROTOCOL, Phase, Refusal, ToAgent, ToShim,
 };
+pub use proxy::{ProxyError, ProxyHeader};
 pub use token::SessionToken;
 
 /// The vsock ports on which the agent listens besides the workload's own.
@@ -37,11 +40,13 @@ pub mod port {
     pub const STREAM: u32 = 5702;
     /// The workload's output, when its settings forward it.
     pub const LOGS: u32 = 5703;
+    /// Connections to the workload whose client is introduced by a PROXY header.
+    pub const ANNOUNCED: u32 = 5704;
     /// Where a launcher that is not our shim waits for the byte 0xB7, on CID 3.
     /// Source: the Nitro Enclaves loader's heartbeat.
     pub const HEARTBEAT: u32 = 9000;
     /// Every port that the agent keeps for itself.
-    pub const RESERVED: [u32; 4] = [CONTROL, ATTESTATION, STREAM, LOGS];
+    pub const RESERVED: [u32; 5] = [CONTROL, ATTESTATION, STREAM, LOGS, ANNOUNCED];
 }
 
 /// The byte that an enclave sends once it runs, and that its launcher echoes.

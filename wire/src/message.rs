@@ -11,7 +11,7 @@ use crate::SessionToken;
 /// it does not know and names its own.
 pub const PROTOCOL: u16 = 1;
 
-/// The first frame of a control, attestation, stream or log connection.
+/// The first frame of a control, attestation, stream, log or announced connection.
 ///
 /// The first control hello claims the agent; every later hello must carry the
 /// same token.
@@ -47,7 +47,7 @@ pub enum Refusal {
     #[n(0)]
     #[error("the enclave is claimed by another shim")]
     AlreadyClaimed,
-    /// Attestation, stream or log connection before any control connection.
+    /// A connection other than control before any control connection.
     #[n(1)]
     #[error("the enclave is not claimed yet")]
     NotClaimed,
@@ -172,6 +172,18 @@ pub enum ToShim {
         #[n(0)]
         cause: String,
     },
+}
+
+/// Follows the hello on an announced connection, without waiting for the
+/// greeting. The client's bytes follow the greeting.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AnnouncedRequest {
+    /// The workload's port; its settings must say that it reads PROXY headers.
+    #[n(0)]
+    pub port: u16,
+    /// A [`crate::ProxyHeader`], which the agent writes to the workload first.
+    #[n(1)]
+    pub header: ByteVec,
 }
 
 /// Asks for a document. Outsiders choose the nonce and nothing else.

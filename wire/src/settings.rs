@@ -27,6 +27,10 @@ pub struct Settings {
     /// TCP ports of the workload that the parent may reach.
     #[serde(default)]
     pub ingress: Vec<u16>,
+    /// Those of `ingress` on which the workload reads a PROXY protocol v2 header.
+    /// Only the shim that claimed the enclave can reach them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxy_protocol: Vec<u16>,
     /// When the workload counts as ready.
     #[serde(default)]
     pub ready: Ready,
@@ -117,6 +121,12 @@ pub enum SettingsError {
         /// As given.
         variable: String,
     },
+    /// A PROXY protocol port that is no ingress port.
+    #[error("proxy_protocol port {port} is not one of ingress")]
+    ProxyProtocol {
+        /// The port.
+        port: u16,
+    },
     /// An ingress port is 0, listed twice, or kept by the agent.
     #[error("ingress port {port} is {why}")]
     Ingress {
@@ -177,7 +187,10 @@ impl Settings {
             };
             return Err(SettingsError::Ingress { port, why });
         }
-        Ok(())
+        match self.proxy_protocol.iter().find(|port| !self.ingress.contains(port)) {
+            Some(&port) => Err(SettingsError::ProxyProtocol { port }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -219,6 +232,7 @@ mod tests {
             (r#"{"argv":["/a"],"ingress":[80,80]}"#, "port 80 is listed twice"),
             (r#"{"argv":["/a"],"ingress":[5701]}"#, "port 5701 is kept by the agent"),
             (r#"{"argv":["/a"],"ingress":[5703]}"#, "port 5703 is kept by the agent"),
+            (r#"{"argv":["/a"],"ingress":[80],"proxy_protocol":[81]}"#, "port 81 is not one of ingress"),
             (r#"{"argv":["/a"],"logs":"all"}"#, "not valid"),
         ] {
             let error = Settings::from_json(json.as_bytes()).unwrap_err().to_string();

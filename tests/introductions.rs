@@ -1,0 +1,146 @@
+//! Promise: a workload may know who its client is, and only its own shim can
+//! tell it; a client may be sent to a port by the name that it asks for.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure here is the test's
+
+mod machine;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use machine::{Image, Node, Shim, client};
+use wire::ProxyHeader;
+
+const MANIFEST: &str = "proxy_protocol: [7000]\n";
+
+/// An echo that is given a header: it sends back what it was told.
+fn image(node: &Node) -> Image {
+    Image::of_bench(node, "echo", 7000, MANIFEST)
+}
+
+fn answer(stream: &mut TcpStream, question: &[u8]) -> std::io::Result<Vec<u8>> {
+    stream.write_all(question)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn the_workload_is_told_who_the_client_is() {
+    let node = Node::new();
+    let ingress = "\n  - {listen: 127.0.0.1:0, port: 7000, send_proxy: true}";
+    let mut shim = Shim::with_ingress(&node, &image(&node), ingress, "memory_mib: 128\n");
+    shim.ready();
+    let mut stream = client::connect(shim.ingress(7000)).unwrap();
+    let expected = ProxyHeader::tcp(stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+    let answer = answer(&mut stream, b"hello").unwrap();
+    assert_eq!(answer, [expected.bytes(), b"hello"].concat());
+}
+
+#[test]
+fn a_load_balancers_word_is_passed_on_and_nobody_elses() {
+    let node = Node::new();
+    let ingress = "\n  - {listen: 127.0.0.1:0, port: 7000, accept_proxy: true, send_proxy: true}";
+    let config = "memory_mib: 128\nlimits: {header_timeout: 500ms}\n";
+    let mut shim = Shim::with_ingress(&node, &image(&node), ingress, config);
+    shim.ready();
+    let address = shim.ingress(7000);
+    // A TLV behind the addresses, as load balancers add: it is passed on as it came.
+    let client_address: SocketAddr = "192.0.2.7:4711".parse().unwrap();
+    let mut header = ProxyHeader::tcp(client_address, "10.0.0.1:443".parse().unwrap()).bytes().to_vec();
+    header[15] += 5;
+    header.extend([0xEA, 0, 2, 1, 2]);
+    let told = answer(&mut client::connect(address).unwrap(), &[&header[..], b"hello"].concat()).unwrap();
+    assert_eq!(told, [&header[..], b"hello"].concat());
+
+    for (question, outcome) in
+        [(&b"GET / HTTP/1.1\r\n\r\n"[..], "no_proxy_header"), (&header[..20], "client_failed")]
+    {
+        let refused = answer(&mut client::connect(address).unwrap(), question).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset, "{outcome}");
+        counted(&mut shim, outcome);
+    }
+    // One byte and then nothing: not for longer than limits.header_timeout.
+    let mut slow = client::connect(address).unwrap();
+    slow.write_all(b"\r").unwrap();
+    assert_eq!(slow.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    counted(&mut shim, "header_late");
+}
+
+fn counted(shim: &mut Shim, outcome: &str) {
+    let name = format!("enclave_shim_ingress_connections_total{{outcome=\"{outcome}\"}}");
+    shim.until(Duration::from_secs(5), outcome, |_| true);
+    machine::within(Duration::from_secs(5), outcome, || shim.metric(&name) == Some(1.0));
+}
+
+#[test]
+fn nobody_else_on_the_node_can_introduce_a_client() {
+    let node = Node::new();
+    let ingress = "\n  - {listen: 127.0.0.1:0, port: 7000, send_proxy: true}";
+    let mut shim = Shim::with_ingress(&node, &image(&node), ingress, "memory_mib: 128\n");
+    shim.ready();
+    let header = ProxyHeader::tcp("198.51.100.1:1".parse().unwrap(), "10.0.0.1:2".parse().unwrap());
+    let request = wire::AnnouncedRequest { port: 7000, header: header.bytes().to_vec().into() };
+    let refused = wire::encode(&wire::Greeting::Refused(wire::Refusal::AlreadyClaimed)).unwrap();
+    // Directly the port does not exist; by way of the agent another token is refused.
+    let script = format!(
+        r#"
+import socket, struct
+def dial(port):
+    s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    s.settimeout(20)
+    s.connect(({cid}, port))
+    return s
+try:
+    dial(7000)
+    raise SystemExit("the workload's port can be dialled")
+except (ConnectionResetError, ConnectionRefusedError):
+    pass
+hello = bytes([0x82, {protocol}, 0x50]) + bytes(16)
+s = dial({announced})
+s.sendall(struct.pack(">I", len(hello)) + hello + bytes.fromhex("{request}"))
+answer = b""
+while True:
+    try:
+        piece = s.recv(4096)
+    except ConnectionResetError:
+        break
+    if not piece:
+        break
+    answer += piece
+assert answer == bytes.fromhex("{refused}"), answer
+"#,
+        cid = node.running()[0],
+        protocol = wire::PROTOCOL,
+        announced = wire::port::ANNOUNCED,
+        request = hex::encode(wire::encode(&request).unwrap()),
+        refused = hex::encode(refused),
+    );
+    let output = node.command(&machine::python()).arg("-c").arg(script).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // The rightful shim goes on.
+    let mut stream = client::connect(shim.ingress(7000)).unwrap();
+    assert!(answer(&mut stream, b"hello").unwrap().ends_with(b"hello"));
+}
+
+#[test]
+fn a_client_goes_to_the_port_of_the_host_that_it_asks_for() {
+    let node = Node::new();
+    // 8080 is HTTP, 8081 counts what it gets: the same request tells which one it was.
+    let ingress = "\n  - {listen: '[::1]:0', port: 8080, host: {count.example.com: 8081}}
+  - {listen: 127.0.0.1:0, sni: {tls.example.com: 8081}}";
+    let mut shim = Shim::with_ingress(&node, &Image::hello(&node), ingress, "memory_mib: 64\n");
+    shim.ready();
+    let address = shim.ingress(8080);
+    assert!(address.is_ipv6());
+    for (host, expected) in [("count.example.com", "46 "), ("web.example.com", "HTTP/1.0 200")] {
+        let request = format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n");
+        let answer = answer(&mut client::connect(address).unwrap(), request.as_bytes()).unwrap();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let expected =
+            if host.starts_with("count") { format!("{} ", request.len()) } else { expected.to_owned() };
+        assert!(answer.starts_with(&expected), "{host}: {answer}");
+    }
+}
