@@ -24,6 +24,7 @@ demo: programs
 test: programs
 	scripts/setup.sh test
 	scripts/container-tools.sh target/container-tools
+	scripts/debian-rootfs.sh target/debian.tar
 	-scripts/default-seccomp.sh target/containerd-seccomp.json
 	scripts/with-huge-pages.sh $(TEST_PAGES) $(CARGO) test --workspace
 	$(CARGO) test --manifest-path attestation/conformance/Cargo.toml --target-dir target/conformance

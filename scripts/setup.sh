@@ -6,7 +6,7 @@ set -euo pipefail
 declare -A package_of=([cc]='gcc libc6-dev' [make]=make [dpkg-deb]=dpkg [pgrep]=procps [curl]=curl [openssl]=openssl)
 if [ "${1:-build}" = test ]; then
     package_of+=([python3]=python3 [socat]=socat [cpio]=cpio [ip]=iproute2 [strace]=strace
-        [busybox]=busybox-static [skopeo]=skopeo [umoci]=umoci [zstd]=zstd [go]=golang-go [runc]=runc)
+        [busybox]=busybox-static [skopeo]=skopeo [umoci]=umoci [zstd]=zstd [debootstrap]=debootstrap [go]=golang-go [runc]=runc)
 fi
 if [ "${1:-build}" = machines ]; then
     package_of+=([python3]=python3 [cpio]=cpio [busybox]=busybox-static [strip]=binutils [xz]=xz-utils [pkg-config]=pkg-config)
