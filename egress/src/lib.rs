@@ -11,15 +11,25 @@
 //! refused, and so is every address that is not of the public internet unless
 //! a network rule names it: a resolver cannot lead a name to the instance
 //! metadata service.
+//!
+//! Beside the policy lies what the agent reads from the workload, as bytes in
+//! and values out: [`dns`] questions, [`connect`] and [`socks`] requests, and
+//! the [`names`] that have got an address; and what the shim reads from name
+//! servers: the answers to its questions ([`stub`]).
 
 #![forbid(unsafe_code)]
 
+pub mod connect;
+pub mod dns;
+pub mod names;
 mod policy;
 mod reserved;
 mod rule;
+pub mod socks;
+pub mod stub;
 mod target;
 
-pub use policy::{Decision, Policy, PolicyError, Verdict};
+pub use policy::{Decision, MOST_LISTENED, Policy, PolicyError, Reach, Verdict};
 pub use reserved::{Reserved, reserved};
 pub use rule::{PortRange, Ports, Rule, RuleError, Subject};
 pub use target::{Host, Name, Target, TargetError};

@@ -1,11 +1,12 @@
 //! All rules together, and what they say of a target.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Host, Reserved, Rule, RuleError, Target, reserved};
+use crate::{Host, Name, Reserved, Rule, RuleError, Subject, Target, reserved};
 
 /// An ordered list of rules. Empty: nothing is allowed.
 ///
@@ -31,6 +32,21 @@ pub enum PolicyError {
     /// Not a YAML list of strings under `egress`.
     #[error("the egress policy cannot be read")]
     Yaml(#[from] serde_saphyr::Error),
+}
+
+/// A permission with more ports than this is reached through the agent's proxy
+/// only: every port of the others has a listener.
+pub const MOST_LISTENED: usize = 16;
+
+/// How a workload gets to an allowed target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// By its name: the agent answers for it in DNS and listens on the port.
+    Name,
+    /// Through HTTP CONNECT or SOCKS5: an address has no name to answer for.
+    ProxyForAddress,
+    /// Through HTTP CONNECT or SOCKS5: only a wide range of ports names it.
+    ProxyForPorts,
 }
 
 /// May it, or may it not, and why.
@@ -68,10 +84,10 @@ impl Policy {
         Policy { rules }
     }
 
-    /// Reads a YAML file: `egress: [RULE, …]`. Unknown keys are refused.
+    /// Reads a YAML file: `egress: [RULE, …]`. Other keys are not looked at, so
+    /// that it may be a whole enclave.yaml or shim.yaml.
     pub fn from_yaml(text: &str) -> Result<Policy, PolicyError> {
         #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
         struct File {
             egress: Vec<String>,
         }
@@ -113,6 +129,42 @@ impl Policy {
             (None, None) => Decision { verdict: Verdict::Allowed, rule: None },
             (Some(kind), None) => Decision { verdict: Verdict::Reserved(kind), rule: None },
         }
+    }
+
+    /// Every port that the agent listens on for names.
+    pub fn listened_ports(&self) -> BTreeSet<u16> {
+        self.listened().flat_map(|(_, ports)| ports).collect()
+    }
+
+    /// The names that are allowed as they are, in the order of the rules.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.listened().filter_map(|(rule, _)| match &rule.subject {
+            Subject::Name(name) => Some(name),
+            Subject::Below(_) | Subject::Network(_) => None,
+        })
+    }
+
+    /// True when the workload may reach `name` by its name, at any port.
+    pub fn answers_for(&self, name: &Name) -> bool {
+        self.listened().any(|(rule, ports)| {
+            let at = |port: u16| Target { host: Host::Name(name.clone()), port };
+            ports.iter().any(|port| rule.names(&at(*port)) && self.decide(&at(*port)).is_allowed())
+        })
+    }
+
+    /// How an allowed target is reached.
+    pub fn reach(&self, target: &Target) -> Reach {
+        match target.host {
+            Host::Address(_) => Reach::ProxyForAddress,
+            Host::Name(_) if self.listened().any(|(rule, _)| rule.names(target)) => Reach::Name,
+            Host::Name(_) => Reach::ProxyForPorts,
+        }
+    }
+
+    fn listened(&self) -> impl Iterator<Item = (&Rule, Vec<u16>)> {
+        let permissions = self.rules.iter().filter(|rule| !rule.denies);
+        let names = permissions.filter(|rule| !matches!(rule.subject, Subject::Network(_)));
+        names.filter_map(|rule| Some((rule, rule.ports.each(MOST_LISTENED)?)))
     }
 
     fn find(&self, fits: impl Fn(&Rule) -> bool) -> Option<(usize, String)> {
@@ -209,8 +261,42 @@ mod tests {
     }
 
     #[test]
+    fn names_with_few_ports_are_listened_for_and_the_rest_is_left_to_the_proxy() {
+        let policy = policy(&[
+            "api.example.com:443,8000-8014",
+            "wide.example.com:1-17",
+            "any.example.com:*",
+            "*.cdn.example.com:80",
+            "!old.cdn.example.com:*",
+            "10.1.0.0/16:5432",
+        ]);
+        let ports: Vec<u16> = policy.listened_ports().into_iter().collect();
+        assert_eq!(ports, [&[80, 443][..], &(8000..=8014).collect::<Vec<_>>()].concat());
+        assert_eq!(policy.names().map(Name::as_str).collect::<Vec<_>>(), ["api.example.com"]);
+        for (name, answered) in [
+            ("api.example.com", true),
+            ("a.cdn.example.com", true),
+            ("old.cdn.example.com", false),
+            ("wide.example.com", false),
+            ("any.example.com", false),
+            ("other.com", false),
+        ] {
+            assert_eq!(policy.answers_for(&name.parse().unwrap()), answered, "{name}");
+        }
+        for (target, reach) in [
+            ("api.example.com:443", Reach::Name),
+            ("a.cdn.example.com:80", Reach::Name),
+            ("any.example.com:443", Reach::ProxyForPorts),
+            ("10.1.2.3:5432", Reach::ProxyForAddress),
+        ] {
+            assert_eq!(policy.reach(&target.parse().unwrap()), reach, "{target}");
+        }
+    }
+
+    #[test]
     fn files_are_read_strictly() {
         assert_eq!(Policy::from_yaml("egress: ['a.com:443']").unwrap(), policy(&["a.com:443"]));
+        assert_eq!(Policy::from_yaml("name: x\negress: ['a.com:443']").unwrap(), policy(&["a.com:443"]));
         assert!(matches!(Policy::from_yaml("egres: []"), Err(PolicyError::Yaml(_))));
         let error = Policy::from_yaml("egress: ['a.com:443', 'b.com']").unwrap_err();
         assert!(matches!(error, PolicyError::Rule { number: 2, .. }), "{error}");

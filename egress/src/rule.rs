@@ -96,6 +96,14 @@ pub enum RuleError {
     Host(#[from] crate::TargetError),
 }
 
+impl Ports {
+    /// Every port, if there are at most `most`: what can be listened on one by one.
+    pub fn each(&self, most: usize) -> Option<Vec<u16>> {
+        let count: usize = self.0.iter().map(|range| usize::from(range.last - range.first) + 1).sum();
+        (count <= most).then(|| self.0.iter().flat_map(|range| range.first..=range.last).collect())
+    }
+}
+
 impl Rule {
     /// True when the rule speaks of this target as it is named, unresolved.
     pub fn names(&self, target: &Target) -> bool {

@@ -42,6 +42,30 @@ pub struct Target {
     pub port: u16,
 }
 
+impl Target {
+    /// From a host without brackets, as SOCKS and the wire protocol carry it.
+    pub fn new(host: &str, port: u16) -> Result<Target, TargetError> {
+        let host = match host.parse::<Ipv6Addr>() {
+            Ok(address) => Host::Address(address.to_canonical()),
+            Err(_) => host.parse()?,
+        };
+        if port == 0 {
+            return Err(TargetError::Port(port.to_string()));
+        }
+        Ok(Target { host, port })
+    }
+}
+
+impl Host {
+    /// The inverse of [`Target::new`]: an IPv6 address has no brackets.
+    pub fn bare(&self) -> String {
+        match self {
+            Host::Name(name) => name.to_string(),
+            Host::Address(address) => address.to_string(),
+        }
+    }
+}
+
 /// Why text names no target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
@@ -192,6 +216,18 @@ mod tests {
         ] {
             let error = text.parse::<Target>().unwrap_err().to_string();
             assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_bare_host_reads_back_and_is_as_strict() {
+        for host in ["example.com", "192.0.2.1", "2001:db8::1"] {
+            assert_eq!(Target::new(host, 443).unwrap().host.bare(), host);
+        }
+        let mapped = Target::new("::ffff:169.254.169.254", 80).unwrap();
+        assert_eq!(mapped.to_string(), "169.254.169.254:80");
+        for (host, port) in [("0x7f.1", 80), ("2130706433", 80), ("a@b", 80), ("", 80), ("a.com", 0)] {
+            assert!(Target::new(host, port).is_err(), "{host}:{port}");
         }
     }
 

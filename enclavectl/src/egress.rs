@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use egress::{Decision, Policy, Target};
+use egress::{Decision, MOST_LISTENED, Policy, Reach, Target};
 use serde_json::{Value, json};
 
 use crate::failure::{Blame, Failure, OrBlame};
@@ -27,7 +27,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Check {
-    /// YAML file with the rules under `egress`
+    /// YAML file with the rules under `egress`: a policy, an enclave.yaml or a shim.yaml
     file: PathBuf,
     /// Where the workload wants to connect, as `host:port`
     target: Target,
@@ -57,9 +57,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let reachable = check.address.is_empty() || addresses.iter().any(|(_, decision)| decision.is_allowed());
     let allowed = named.is_allowed() && reachable;
     if check.json {
-        print_json(&as_json(check, allowed, &named, &addresses))?;
+        print_json(&as_json(check, allowed, &named, &addresses, policy.reach(&check.target)))?;
     } else {
-        print_text(&as_text(check, &named, &addresses))?;
+        let mut text = as_text(check, &named, &addresses);
+        if named.is_allowed() {
+            text.push_str(&format!("  reached {}\n", way(policy.reach(&check.target))));
+        }
+        print_text(&text)?;
     }
     Ok(ExitCode::from(u8::from(!allowed)))
 }
@@ -72,6 +76,19 @@ fn as_text(check: &Check, named: &Decision, addresses: &[(IpAddr, Decision)]) ->
     text
 }
 
+/// How a workload gets there, when its image has these rules.
+fn way(reach: Reach) -> String {
+    match reach {
+        Reach::Name => "by its name, without any setting".to_owned(),
+        Reach::ProxyForAddress => {
+            "through the agent's proxy only (HTTP CONNECT, SOCKS5): an address has no name".to_owned()
+        }
+        Reach::ProxyForPorts => format!(
+            "through the agent's proxy only (HTTP CONNECT, SOCKS5): its rule has more than {MOST_LISTENED} ports"
+        ),
+    }
+}
+
 fn sentence(decision: &Decision) -> String {
     match &decision.rule {
         Some((number, rule)) => format!("{} (rule {number}: {rule})", decision.verdict),
@@ -79,7 +96,13 @@ fn sentence(decision: &Decision) -> String {
     }
 }
 
-fn as_json(check: &Check, allowed: bool, named: &Decision, addresses: &[(IpAddr, Decision)]) -> Value {
+fn as_json(
+    check: &Check,
+    allowed: bool,
+    named: &Decision,
+    addresses: &[(IpAddr, Decision)],
+    reach: Reach,
+) -> Value {
     let one = |decision: &Decision| {
         json!({
             "allowed": decision.is_allowed(),
@@ -94,5 +117,6 @@ fn as_json(check: &Check, allowed: bool, named: &Decision, addresses: &[(IpAddr,
         "allowed": allowed,
         "name": one(named),
         "addresses": of_addresses,
+        "reached": named.is_allowed().then(|| if reach == Reach::Name { "name" } else { "proxy" }),
     })
 }

@@ -11,6 +11,7 @@ const POLICY: &str = "egress:
   - db.internal:5432
   - 10.1.0.0/16:5432
   - '!old.cdn.example.com:*'
+  - wide.example.com:8000-8016
 ";
 
 fn check(policy: &str, arguments: &[&str]) -> Output {
@@ -36,6 +37,9 @@ fn the_deciding_rule_is_named_and_the_exit_code_is_the_verdict() {
         ("169.254.169.254:80", 1, "link-local"),
         ("[::ffff:169.254.169.254]:80", 1, "link-local"),
         ("10.1.2.3:5432", 0, "rule 4: 10.1.0.0/16:5432"),
+        ("10.1.2.3:5432", 0, "through the agent's proxy only (HTTP CONNECT, SOCKS5): an address"),
+        ("api.example.com:443", 0, "reached by its name"),
+        ("wide.example.com:8001", 0, "proxy only (HTTP CONNECT, SOCKS5): its rule has more than 16 ports"),
         ("0x7f.1:80", 64, "looks like an address but is none"),
         ("api.example.com", 64, "no port"),
     ] {
