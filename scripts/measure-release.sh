@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 kernel=$(eif/kernel/build.sh)
 triple=$(rustc -vV | sed -n 's/^host: //p')
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-crates=(enclave-app wire relay nitro-device)
+crates=(enclave-app egress wire relay nitro-device)
 source=$(find "${crates[@]/%//src}" "${crates[@]/%//Cargo.toml}" Cargo.toml Cargo.lock -type f | LC_ALL=C sort |
     xargs sha256sum | sha256sum | cut -c 1-16)
 # The agent must not carry the path of whoever builds it. RUSTFLAGS takes the

@@ -23,6 +23,8 @@ for program in "${!package_of[@]}"; do
     command -v "$program" >/dev/null || missing+=(${package_of[$program]})
 done
 if [ "${1:-build}" = test ]; then
+    # Only clients are on the path: the server's programs lie in a directory of its version.
+    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
     # No programs: a Go library, and the module with which Python makes its environments.
     [ -d /usr/share/gocode/src/google.golang.org/grpc ] || missing+=(golang-google-grpc-dev)
     if command -v python3 >/dev/null; then python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv); else missing+=(python3-venv); fi

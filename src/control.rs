@@ -14,8 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use wire::{Refusal, ToAgent, ToShim};
+use wire::{Refusal, ToAgent, ToShim, Undialled};
 
+use crate::egress::{Dial, Line};
 use crate::exit::{Exit, Failure, chain};
 use crate::session::{Conversation, Session, SessionError};
 use crate::supervisor::Event;
@@ -60,6 +61,8 @@ pub(crate) struct Control {
     /// Signal numbers to pass on to the workload.
     pub(crate) signals: mpsc::Receiver<u8>,
     pub(crate) events: mpsc::Sender<Event>,
+    /// Where the workload's outgoing connections are made.
+    pub(crate) egress: Line,
     pub(crate) stop: CancellationToken,
 }
 
@@ -115,13 +118,15 @@ impl Control {
                 message = agent.receive::<ToShim>() => match message {
                     Ok(message) => {
                         last_heard = Instant::now();
-                        self.hear(message).await;
-                        continue;
+                        self.hear(message).await
                     }
                     Err(error) => return error,
                 },
                 Ok(()) = self.orders.changed() => self.orders.borrow_and_update().message(),
                 Some(number) = self.signals.recv() => Some(ToAgent::Signal { number }),
+                Some((stream, reason)) = self.egress.undialled.recv() => {
+                    Some(ToAgent::Undialled { stream, reason })
+                }
                 _ = pings.tick() => {
                     if last_heard.elapsed() > 2 * PING_EVERY {
                         return SessionError::Silent;
@@ -138,9 +143,15 @@ impl Control {
         }
     }
 
-    async fn hear(&self, message: ToShim) {
+    /// What is to be answered at once, if anything.
+    async fn hear(&self, message: ToShim) -> Option<ToAgent> {
         let event = match message {
-            ToShim::Pong { .. } => return,
+            ToShim::Pong { .. } => return None,
+            // This connection must not wait for one of the workload's.
+            ToShim::Dial { stream, host, port } => {
+                let full = self.egress.dials.try_send(Dial { stream, host, port }).is_err();
+                return full.then_some(ToAgent::Undialled { stream, reason: Undialled::Full });
+            }
             ToShim::Reached { phase, after_ms } => {
                 tracing::info!(?phase, after_ms, "enclave reached a phase");
                 Event::Reached(phase)
@@ -153,6 +164,7 @@ impl Control {
             )),
         };
         let _ = self.events.send(event).await;
+        None
     }
 }
 
@@ -191,20 +203,25 @@ mod tests {
         orders: watch::Sender<Order>,
         signals: mpsc::Sender<u8>,
         events: mpsc::Receiver<Event>,
+        dials: mpsc::Receiver<Dial>,
+        refusals: mpsc::Sender<(u64, Undialled)>,
     }
 
     fn shim() -> Shim {
         let orders = watch::Sender::new(Order::Run);
         let (signals, forwarded) = mpsc::channel(4);
         let (sender, events) = mpsc::channel(4);
+        let (dialling, dials) = mpsc::channel(1);
+        let (refusals, undialled) = mpsc::channel(1);
         let control = Control {
             session: Session::new(Cid::try_from(16u32).unwrap()).unwrap(),
             orders: orders.subscribe(),
             signals: forwarded,
             events: sender,
+            egress: Line { dials: dialling, undialled },
             stop: CancellationToken::new(),
         };
-        Shim { control: Some(control), orders, signals, events }
+        Shim { control: Some(control), orders, signals, events, dials, refusals }
     }
 
     impl Shim {
@@ -262,6 +279,21 @@ mod tests {
         assert!(failure.explanation.cause.contains("no such program"));
         shim.signals.send(10).await.unwrap();
         assert_eq!(next_order(&mut agent).await, ToAgent::Signal { number: 10 });
+    }
+
+    #[tokio::test]
+    async fn a_dial_is_passed_on_and_refused_at_once_when_too_many_wait() {
+        let mut shim = shim();
+        let (mut agent, _task) = shim.converse();
+        for stream in [1, 2] {
+            agent.send(&ToShim::Dial { stream, host: "a.com".into(), port: 443 }).await.unwrap();
+        }
+        let full = ToAgent::Undialled { stream: 2, reason: Undialled::Full };
+        assert_eq!(next_order(&mut agent).await, full);
+        assert_eq!(shim.dials.recv().await.unwrap().stream, 1);
+        shim.refusals.send((1, Undialled::Denied)).await.unwrap();
+        let denied = ToAgent::Undialled { stream: 1, reason: Undialled::Denied };
+        assert_eq!(next_order(&mut agent).await, denied);
     }
 
     #[tokio::test(start_paused = true)]

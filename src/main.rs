@@ -5,6 +5,7 @@
 //!                                           ├─ boot: from image to running enclave
 //!                                           ├─ control: what the agent says and is told
 //!                                           ├─ proxy: clients' connections
+//!                                           ├─ egress: the workload's connections
 //!                                           └─ http: health, metrics, attestation
 //! ```
 //! Read [`supervisor`] first.
@@ -20,6 +21,7 @@ mod confine;
 mod console;
 mod control;
 mod doctor;
+mod egress;
 mod exit;
 mod foreign;
 mod http;

@@ -9,8 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_vsock::{VsockAddr, VsockStream};
 use wire::{
-    AnnouncedRequest, FrameError, FrameReader, Greeting, Hello, PROTOCOL, ProxyHeader, Refusal, SessionToken,
-    port,
+    AnnouncedRequest, Attach, FrameError, FrameReader, Greeting, Hello, PROTOCOL, ProxyHeader, Refusal,
+    SessionToken, port,
 };
 
 /// How long a hello may take, and one frame to be taken by the agent.
@@ -100,6 +100,15 @@ impl Session {
         Hello { version: PROTOCOL, token: self.token.clone() }
     }
 
+    /// Brings the connection that the agent asked for by this number.
+    pub(crate) async fn attach(&self, stream: u64) -> Result<Attached, SessionError> {
+        let mut conversation = self.reach(wire::port::STREAM).await?;
+        conversation.send(&self.hello()).await?;
+        conversation.send(&Attach { stream }).await?;
+        let Conversation { stream, reader } = self.welcomed(conversation, wire::port::STREAM).await?;
+        Ok(Attached { stream, first_bytes: reader.into_rest() })
+    }
+
     /// Says hello on a connection to `port`.
     pub(crate) async fn greet(
         &self,
@@ -107,6 +116,14 @@ impl Session {
         port: u32,
     ) -> Result<Conversation, SessionError> {
         conversation.send(&self.hello()).await?;
+        self.welcomed(conversation, port).await
+    }
+
+    async fn welcomed(
+        &self,
+        mut conversation: Conversation,
+        port: u32,
+    ) -> Result<Conversation, SessionError> {
         match timeout(PATIENCE, conversation.receive::<Greeting>()).await {
             Ok(Ok(Greeting::Welcome { build })) => {
                 tracing::debug!(port, agent = build, "welcomed by the agent");
@@ -132,6 +149,14 @@ async fn only_frame<T: for<'a> Decode<'a, ()>>(
     stream.read_exact(&mut bytes).await?;
     reader.push(&bytes);
     reader.next_message()?.ok_or(SessionError::Closed)
+}
+
+/// A connection to the workload, past its frames.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) stream: VsockStream,
+    /// What the workload had already sent.
+    pub(crate) first_bytes: Vec<u8>,
 }
 
 /// A connection that carries frames.

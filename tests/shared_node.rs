@@ -33,11 +33,11 @@ fn a_stranger_on_the_node_gets_nowhere() {
     let mut shim = Shim::start(&node, &Image::hello(&node));
     shim.ready();
     let cid = node.running()[0];
-    // A hello with a token of zeros, as a frame: length, then [1, token] in CBOR.
+    // A hello with a token of zeros, as a frame: length, then [version, token] in CBOR.
     let script = format!(
         r#"
 import socket, struct
-hello = bytes([0x82, 0x01, 0x50]) + bytes(16)
+hello = bytes([0x82, {version}, 0x50]) + bytes(16)
 frame = struct.pack(">I", len(hello)) + hello
 for port in ({control}, {attestation}):
     for first in (frame, b"", b"GET / HTTP/1.0\r\n\r\n", b"\xff" * 4096):
@@ -60,6 +60,7 @@ for port in ({control}, {attestation}):
 "#,
         control = wire::port::CONTROL,
         attestation = wire::port::ATTESTATION,
+        version = wire::PROTOCOL,
     );
     let output = node.command(&machine::python()).arg("-c").arg(script).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -80,7 +81,7 @@ fn a_shim_that_finds_its_enclave_claimed_ends_with_76() {
     // A claimer that dials every CID's control port as soon as it exists, with a token of its own.
     let script = r#"
 import socket, struct, sys, time
-hello = bytes([0x82, 0x01, 0x50]) + b"0123456789abcdef"
+hello = bytes([0x82, VERSION, 0x50]) + b"0123456789abcdef"
 frame = struct.pack(">I", len(hello)) + hello
 deadline = time.monotonic() + 30
 print("claiming", flush=True)
@@ -95,6 +96,7 @@ while time.monotonic() < deadline:
     except OSError:
         s.close()
 "#;
+    let script = script.replace("VERSION", &wire::PROTOCOL.to_string());
     let mut claimer = node
         .command(&machine::python())
         .arg("-c")

@@ -29,6 +29,7 @@ use crate::boot::Booted;
 use crate::children;
 use crate::claim::Claim;
 use crate::control::Control;
+use crate::egress::{self, Dials, Egress};
 use crate::heartbeat;
 use crate::ingress::Ingress;
 use crate::launch::{self, Launcher};
@@ -69,6 +70,8 @@ struct Agent {
     life: Life,
     workload: Option<Pid>,
     ingress: Option<Arc<Ingress>>,
+    dials: Arc<Dials>,
+    egress: Option<Arc<Egress>>,
     signals: Signals,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -93,6 +96,8 @@ impl Agent {
             life,
             workload: None,
             ingress: None,
+            dials: Arc::default(),
+            egress: None,
             signals: Signals {
                 child: signal(SignalKind::child())?,
                 terminate: signal(SignalKind::terminate())?,
@@ -122,6 +127,7 @@ impl Agent {
             self.take(event);
         }
         self.stop.cancel();
+        self.egress = None;
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -179,10 +185,13 @@ impl Agent {
                 let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
             }
             Action::Drain => {
-                let ingress = self.ingress.clone();
+                let (ingress, egress) = (self.ingress.clone(), self.egress.clone());
                 self.report(async move {
                     if let Some(ingress) = ingress {
                         ingress.drain().await;
+                    }
+                    if let Some(egress) = egress {
+                        egress.drain().await;
                     }
                     Event::Drained
                 });
@@ -203,6 +212,9 @@ impl Agent {
         let rule = Rule::new(settings, Path::new(launch::NOTIFY_PATH))
             .map_err(|error| format!("cannot open {}: {error}", launch::NOTIFY_PATH))?;
         self.ingress = Some(Arc::new(Ingress::open(settings, &self.claim).map_err(|error| chain(&error))?));
+        if !settings.egress.is_empty() {
+            self.open_egress(&settings.egress)?;
+        }
         let outputs = match settings.logs {
             LogAccess::Deny => None,
             LogAccess::Forward => {
@@ -229,6 +241,18 @@ impl Agent {
             }
         });
         Ok(())
+    }
+
+    /// Before the workload runs: its first connection finds everything open.
+    fn open_egress(&mut self, rules: &[String]) -> Result<(), String> {
+        self.egress =
+            Some(Arc::new(Egress::open(rules, Arc::clone(&self.dials)).map_err(|error| chain(&error))?));
+        let (claim, dials) = (Arc::clone(&self.claim), Arc::clone(&self.dials));
+        let opened = self.open_port(port::STREAM, "stream", move |stream| {
+            let (claim, dials) = (Arc::clone(&claim), Arc::clone(&dials));
+            async move { drop(egress::serve(&claim, &dials, stream).await) }
+        });
+        opened.map_err(|error| format!("cannot listen on vsock port {}: {error}", port::STREAM))
     }
 
     /// Runs `work` beside the agent and takes its event, unless the enclave ends first.
@@ -267,8 +291,12 @@ impl Agent {
             let (claim, notary) = (Arc::clone(&claim), Arc::clone(&notary));
             async move { drop(attestation::serve(&claim, &notary, stream).await) }
         })?;
-        let control =
-            Arc::new(Control::new(Arc::clone(&self.claim), self.status.subscribe(), self.events.clone()));
+        let control = Arc::new(Control::new(
+            Arc::clone(&self.claim),
+            self.status.subscribe(),
+            self.events.clone(),
+            Arc::clone(&self.dials),
+        ));
         self.open_port(port::CONTROL, "control", move |stream| {
             let control = Arc::clone(&control);
             async move { drop(control.serve(stream).await) }

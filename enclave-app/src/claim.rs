@@ -21,6 +21,8 @@ pub(crate) enum Purpose {
     Attestation,
     /// Only after a claim: brings a client together with its address.
     Announced,
+    /// Only after a claim.
+    Stream,
     /// Only after a claim, and when the measured settings allow it.
     Logs { allowed: bool },
 }
@@ -80,7 +82,7 @@ impl Claim {
         }
         let owner = match purpose {
             Purpose::Control => self.token.get_or_init(|| hello.token.clone()),
-            Purpose::Attestation | Purpose::Announced | Purpose::Logs { .. } => {
+            Purpose::Attestation | Purpose::Announced | Purpose::Stream | Purpose::Logs { .. } => {
                 self.token.get().ok_or(Refusal::NotClaimed)?
             }
         };
@@ -105,9 +107,11 @@ mod tests {
     fn only_a_control_hello_claims_and_only_its_token_is_known_later() {
         let claim = Claim::default();
         assert_eq!(claim.judge(Purpose::Attestation, &hello(1)), Err(Refusal::NotClaimed));
+        assert_eq!(claim.judge(Purpose::Stream, &hello(1)), Err(Refusal::NotClaimed));
         assert_eq!(claim.judge(Purpose::Control, &hello(1)), Ok(()));
         assert_eq!(claim.judge(Purpose::Control, &hello(2)), Err(Refusal::AlreadyClaimed));
         assert_eq!(claim.judge(Purpose::Attestation, &hello(2)), Err(Refusal::AlreadyClaimed));
+        assert_eq!(claim.judge(Purpose::Stream, &hello(2)), Err(Refusal::AlreadyClaimed));
         assert_eq!(claim.judge(Purpose::Attestation, &hello(1)), Ok(()));
         assert_eq!(claim.judge(Purpose::Control, &hello(1)), Ok(()));
     }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use wire::{ToAgent, ToShim};
 
 use crate::claim::{Claim, NotAdmitted, Purpose};
+use crate::egress::Dials;
 use crate::frames::{Frames, FramesError};
 use crate::life::{Event, Status};
 
@@ -20,18 +21,22 @@ pub(crate) struct Control {
     claim: Arc<Claim>,
     status: watch::Receiver<Status>,
     events: mpsc::Sender<Event>,
+    /// What the workload wants to connect to.
+    dials: Arc<Dials>,
     /// Number of the connection that is served.
     latest: watch::Sender<u64>,
 }
 
 impl Control {
-    /// Connections that tell `status` and pass orders on to `events`.
+    /// Connections that tell `status` and the requests of `dials`, and pass
+    /// orders on to `events`.
     pub(crate) fn new(
         claim: Arc<Claim>,
         status: watch::Receiver<Status>,
         events: mpsc::Sender<Event>,
+        dials: Arc<Dials>,
     ) -> Control {
-        Control { claim, status, events, latest: watch::Sender::new(0) }
+        Control { claim, status, events, dials, latest: watch::Sender::new(0) }
     }
 
     /// Serves one connection until it ends or a newer one replaces it.
@@ -65,9 +70,11 @@ impl Control {
             }
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return Ok(()) },
+                request = self.dials.next_request() => frames.send(&request).await?,
                 order = frames.receive::<ToAgent>() => match order? {
                     None => return Ok(()),
                     Some(ToAgent::Ping { id }) => frames.send(&ToShim::Pong { id }).await?,
+                    Some(ToAgent::Undialled { stream, reason }) => self.dials.refuse(stream, reason),
                     Some(order) => if let Some(event) = event(order) {
                         let _ = self.events.send(event).await;
                     }
@@ -79,7 +86,7 @@ impl Control {
 
 fn event(order: ToAgent) -> Option<Event> {
     Some(match order {
-        ToAgent::Ping { .. } => return None,
+        ToAgent::Ping { .. } | ToAgent::Undialled { .. } => return None,
         ToAgent::Stop { grace_ms } => {
             Event::Stop { grace: std::time::Duration::from_millis(grace_ms.into()) }
         }
@@ -121,19 +128,22 @@ mod tests {
     use super::*;
     use tokio::io::{DuplexStream, duplex};
     use tokio::task::JoinHandle;
-    use wire::{ExitStatus, Greeting, Hello, PROTOCOL, Phase, Refusal, SessionToken};
+    use wire::{ExitStatus, Greeting, Hello, PROTOCOL, Phase, Refusal, SessionToken, Undialled};
 
     struct Agent {
         control: Arc<Control>,
         status: watch::Sender<Status>,
         events: mpsc::Receiver<Event>,
+        dials: Arc<Dials>,
     }
 
     fn agent() -> Agent {
         let (status, seen) =
             watch::channel(Status { reached: vec![(Phase::AgentUp, 3)], ..Status::default() });
         let (sender, events) = mpsc::channel(8);
-        Agent { control: Arc::new(Control::new(Arc::default(), seen, sender)), status, events }
+        let dials = Arc::<Dials>::default();
+        let control = Arc::new(Control::new(Arc::default(), seen, sender, Arc::clone(&dials)));
+        Agent { control, status, events, dials }
     }
 
     impl Agent {
@@ -173,6 +183,19 @@ mod tests {
         shim.send(&ToAgent::Stop { grace_ms: 1500 }).await.unwrap();
         let grace = std::time::Duration::from_millis(1500);
         assert_eq!(agent.events.recv().await, Some(Event::Stop { grace }));
+    }
+
+    #[tokio::test]
+    async fn a_dial_is_asked_for_and_its_refusal_comes_back() {
+        let agent = agent();
+        let dials = Arc::clone(&agent.dials);
+        let asked = tokio::spawn(async move { dials.dial(&"[2001:db8::1]:443".parse().unwrap()).await });
+        let (mut shim, _, _task) = agent.dial(1).await;
+        assert!(matches!(next(&mut shim).await, ToShim::Reached { .. }));
+        let ToShim::Dial { stream, host, port } = next(&mut shim).await else { panic!("no dial") };
+        assert_eq!((host.as_str(), port), ("2001:db8::1", 443));
+        shim.send(&ToAgent::Undialled { stream, reason: Undialled::Denied }).await.unwrap();
+        assert_eq!(asked.await.unwrap().err(), Some(Undialled::Denied));
     }
 
     #[tokio::test]

@@ -42,6 +42,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         self.reader.is_empty().then_some(self.stream)
     }
 
+    /// The stream, for a connection that goes on without frames, and what has been read of that.
+    pub(crate) fn into_parts(self) -> (S, Vec<u8>) {
+        (self.stream, self.reader.into_rest())
+    }
+
     /// The next message; `None` at a clean end. May be dropped and called again.
     pub(crate) async fn receive<T: for<'a> Decode<'a, ()>>(&mut self) -> Result<Option<T>, FramesError> {
         loop {

@@ -3,6 +3,7 @@
 //! ```text
 //! kernel ─▶ boot ─▶ agent ──launches──▶ launcher ─▶ workload
 //!                     ├── control, attestation, logs, ingress ◀── vsock ── shim
+//!                     ├── egress: the workload's way out, carried by the shim
 //!                     └── told by everyone, decided in life
 //! ```
 //!
@@ -18,6 +19,7 @@ mod boot;
 mod children;
 mod claim;
 mod control;
+mod egress;
 mod frames;
 mod heartbeat;
 mod ingress;
@@ -26,6 +28,7 @@ mod life;
 mod listener;
 mod log;
 mod logs;
+mod netlink;
 mod power;
 mod readiness;
 

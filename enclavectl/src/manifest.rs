@@ -7,6 +7,7 @@ mod aws;
 
 use std::collections::BTreeMap;
 
+use egress::Policy;
 use eif::rootfs::RunConfig;
 use serde::Deserialize;
 use wire::settings::{LogAccess, NsmAccess, Ready, Settings, VsockAccess};
@@ -55,6 +56,9 @@ pub(crate) struct Manifest {
     /// Whether the parent may read the workload's output: deny, forward.
     #[serde(default)]
     logs: LogAccess,
+    /// Where the workload may connect: rules as `egress check` explains them.
+    #[serde(default)]
+    egress: Policy,
 }
 
 impl Manifest {
@@ -85,6 +89,7 @@ impl Manifest {
             nsm: self.nsm,
             vsock: self.vsock,
             logs: self.logs,
+            egress: self.egress.clone().into(),
         }
     }
 
@@ -139,7 +144,7 @@ mod tests {
     #[test]
     fn every_choice_has_its_word() {
         let text = format!(
-            "{HEAD}cmd: [/a]\nready: notify\nnsm: direct\nvsock: allow\nlogs: forward\nuser: www:www\nworkdir: /srv\n"
+            "{HEAD}cmd: [/a]\nready: notify\nnsm: direct\nvsock: allow\nlogs: forward\nuser: www:www\nworkdir: /srv\negress: ['API.example.com:443']\n"
         );
         let settings = Manifest::parse(&text).unwrap().settings(&RunConfig::default());
         assert_eq!(
@@ -147,11 +152,19 @@ mod tests {
             (Ready::Notify, NsmAccess::Direct, VsockAccess::Allow, LogAccess::Forward)
         );
         assert_eq!((settings.user.as_str(), settings.workdir.as_str()), ("www:www", "/srv"));
+        assert_eq!(settings.egress, ["api.example.com:443"]);
     }
 
     #[test]
     fn unknown_fields_and_words_are_refused() {
-        for line in ["colour: red", "nsm: full", "ingress: [65536]", "entrypoint: /hello", "env: {A: [1]}"] {
+        for line in [
+            "colour: red",
+            "nsm: full",
+            "ingress: [65536]",
+            "entrypoint: /hello",
+            "egress: ['a.com']",
+            "env: {A: [1]}",
+        ] {
             assert!(Manifest::parse(&format!("{HEAD}{line}\n")).is_err(), "{line}");
         }
         assert!(Manifest::parse("version: '1'\ncmd: [/a]\n").is_err(), "a name is required");

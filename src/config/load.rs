@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nitro_device::{Cid, CidError};
 
-use super::{Config, Ingress};
+use super::{Config, Ingress, Timespan};
 use crate::cli::{Knobs, Run};
 use crate::exit::{Blame, Exit};
 
@@ -17,6 +17,8 @@ const LEAST_MEMORY_MIB: u64 = 64;
 const MOST_MEMORY_MIB: u64 = 1 << 30;
 /// Descriptors are the scarce thing: two a connection.
 const MOST_CONNECTIONS: usize = 500_000;
+/// The agent gives a dial up after 60 s.
+const MOST_EGRESS_TIMEOUT: Timespan = Timespan::from_secs(50);
 
 /// Why there is no configuration. Every variant is the operator's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -149,9 +151,17 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         config.ingress.iter().map(|ingress| ingress.listen).filter(|listen| listen.port() != 0).collect();
     all_different("ingress.listen", &fixed)?;
     in_range("limits.connections", config.limits.connections, 1, MOST_CONNECTIONS)?;
+    in_range("limits.egress_connections", config.limits.egress_connections, 1, MOST_CONNECTIONS)?;
+    in_range(
+        "limits.egress_timeout",
+        config.limits.egress_timeout,
+        Timespan::from_secs(0),
+        MOST_EGRESS_TIMEOUT,
+    )?;
     let spans = [
         ("limits.dial_timeout", Some(config.limits.dial_timeout)),
         ("limits.header_timeout", Some(config.limits.header_timeout)),
+        ("limits.egress_timeout", Some(config.limits.egress_timeout)),
         ("boot.timeout", config.boot.timeout),
     ];
     for (knob, span) in spans.into_iter().filter_map(|(knob, span)| Some((knob, span?))) {
@@ -216,7 +226,10 @@ boot: {timeout: "10s"}
 log: {format: json, level: debug, workload_lines: 7}
 termination_log: /tmp/why
 device: /dev/other
-limits: {connections: 10, dial_timeout: "2s", header_timeout: "1s", idle_timeout: "1h", keep_alive: "9s"}
+limits:
+  {connections: 10, dial_timeout: "2s", header_timeout: "1s", idle_timeout: "1h", keep_alive: "9s", egress_connections: 7, egress_timeout: "3s"}
+egress: ['api.example.com:443', '!10.0.0.0/8:*']
+resolver: {servers: ["10.0.0.2:53"], stale: "0s"}
 "#;
 
     fn parsed(text: &str) -> Result<Config, ConfigError> {
@@ -230,6 +243,7 @@ limits: {connections: 10, dial_timeout: "2s", header_timeout: "1s", idle_timeout
         let config = parsed(FULL).unwrap();
         assert_eq!(config.ingress[1].listen, "[::]:8443".parse().unwrap());
         assert_eq!(config.drain.grace.duration().as_millis(), 250);
+        assert_eq!(config.egress.rules().len(), 2);
         assert_eq!((config.log.format, config.log.workload_lines), (LogFormat::Json, 7));
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
@@ -277,6 +291,9 @@ limits: {connections: 10, dial_timeout: "2s", header_timeout: "1s", idle_timeout
             ),
             ("ingress: [{listen: 'localhost', port: 1}]", "socket address"),
             ("limits: {connections: 0}", "limits.connections is 0"),
+            ("limits: {egress_timeout: 51s}", "limits.egress_timeout is 51s"),
+            ("egress: ['a.com:443', 'b.com']", "rule 2"),
+            ("resolver: {servers: ['10.0.0.2']}", "socket address"),
             ("boot: {timeout: 0s}", "boot.timeout is 0s"),
             ("drain: {grace: soon}", "soon"),
             ("log: {level: loud}", "loud"),

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use egress::Policy;
 use eif::Pcr;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,10 @@ pub(crate) struct Config {
     pub(crate) cid: Option<u32>,
     /// Ports that clients may reach. Default: none.
     pub(crate) ingress: Vec<Ingress>,
+    /// Where the workload may connect, beside what its image allows: rules as
+    /// `enclavectl egress check` explains them. Default: nowhere.
+    pub(crate) egress: Policy,
+    pub(crate) resolver: Resolver,
     pub(crate) http: Http,
     pub(crate) admin: Admin,
     pub(crate) drain: Drain,
@@ -74,6 +79,17 @@ pub(crate) struct Http {
     /// Where it listens. Default: 127.0.0.1:9090; kubelet's probes and
     /// attestation clients need 0.0.0.0:9090.
     pub(crate) listen: SocketAddr,
+}
+
+/// How names of the workload's targets are resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Resolver {
+    /// Name servers as address:port. Default: those of /etc/resolv.conf.
+    pub(crate) servers: Vec<SocketAddr>,
+    /// How long a name's last addresses are used on while no server answers.
+    /// Default: 1h; 0s: not at all.
+    pub(crate) stale: Timespan,
 }
 
 /// The socket of `describe` and `console`.
@@ -194,6 +210,11 @@ pub(crate) struct Limits {
     /// How long a silent client is left alone before the kernel asks whether it
     /// is there still: every quarter of this, four times. Default: 1m; 0s: never.
     pub(crate) keep_alive: Timespan,
+    /// Outgoing connections at a time; more are refused. Default: 1024.
+    pub(crate) egress_connections: usize,
+    /// How long it may take to resolve an outgoing connection's name and to
+    /// connect, at most 50s: the agent waits for a minute. Default: 10s.
+    pub(crate) egress_timeout: Timespan,
 }
 
 impl Default for Config {
@@ -207,6 +228,8 @@ impl Default for Config {
             debug: false,
             cid: None,
             ingress: Vec::new(),
+            egress: Policy::default(),
+            resolver: Resolver::default(),
             http: Http::default(),
             admin: Admin::default(),
             drain: Drain::default(),
@@ -235,6 +258,12 @@ impl Default for Http {
     }
 }
 
+impl Default for Resolver {
+    fn default() -> Resolver {
+        Resolver { servers: Vec::new(), stale: Timespan::from_secs(3600) }
+    }
+}
+
 impl Default for Drain {
     fn default() -> Drain {
         Drain { accept: Timespan::from_secs(3), grace: Timespan::from_secs(22) }
@@ -249,6 +278,8 @@ impl Default for Limits {
             header_timeout: Timespan::from_secs(5),
             idle_timeout: Timespan::from_secs(0),
             keep_alive: Timespan::from_secs(60),
+            egress_connections: 1024,
+            egress_timeout: Timespan::from_secs(10),
         }
     }
 }

@@ -38,6 +38,7 @@ use crate::config::Config;
 use crate::confine::{self, Confinement};
 use crate::console::Console;
 use crate::control::{Control, Order};
+use crate::egress::{self, Egress};
 use crate::exit::Failure;
 use crate::foreign::Foreign;
 use crate::http::{self, Pages};
@@ -125,6 +126,7 @@ struct Supervisor {
     output_over: CancellationToken,
     session: Option<Session>,
     traffic: Traffic,
+    egress: Egress,
     /// Ends accept loops.
     closing: CancellationToken,
     /// Ends every task.
@@ -162,6 +164,7 @@ impl Supervisor {
         let board = StatusBoard::register(&mut registry, Arc::clone(&timeline), &config);
         let traffic = Traffic::start(&config.limits, &mut registry, stop.child_token())
             .map_err(|error| crate::no_threads(&error))?;
+        let egress = Egress::new(&config, egress::Metrics::register(&mut registry), stop.child_token())?;
         let (attestation, requests) = attestation::queue(attestation::Metrics::register(&mut registry));
         let log_metrics = workload_log::Metrics::register(&mut registry);
         let (event_sender, events) = mpsc::channel(EVENTS);
@@ -214,6 +217,7 @@ impl Supervisor {
             output_over: CancellationToken::new(),
             session: None,
             traffic,
+            egress,
             closing: stop.child_token(),
             stop,
             tasks,
@@ -247,7 +251,7 @@ impl Supervisor {
                 self.hung_up = true;
                 Event::HungUp
             }
-            () = all_said(&self.traffic, &self.output_over), if finishing => Event::Idle,
+            () = all_said(&self.traffic, &self.egress, &self.output_over), if finishing => Event::Idle,
             () = until(self.deadline) => Event::TimeOver,
         }
     }
@@ -366,11 +370,14 @@ impl Supervisor {
         }
         let session = Session::new(cid).map_err(|error| Failure::bug(format!("no random token: {error}")))?;
         if let Some(signals) = self.waiting.signals.take() {
+            let (line, carrying) = self.egress.open(session.clone());
+            self.tasks.spawn(carrying);
             let control = Control {
                 session: session.clone(),
                 orders: self.orders.subscribe(),
                 signals,
                 events: self.waiting.events.clone(),
+                egress: line,
                 stop: self.stop.clone(),
             };
             self.tasks.spawn(control.run());
@@ -428,6 +435,7 @@ impl Supervisor {
         let all = async {
             self.tasks.wait().await;
             self.traffic.idle().await;
+            self.egress.idle().await;
         };
         if timeout(TASKS_WITHIN, all).await.is_err() {
             tracing::warn!(tasks = self.tasks.len(), "tasks did not end in time");
@@ -465,8 +473,9 @@ fn start_launch(
     })
 }
 
-async fn all_said(traffic: &Traffic, output_over: &CancellationToken) {
+async fn all_said(traffic: &Traffic, egress: &Egress, output_over: &CancellationToken) {
     traffic.idle().await;
+    egress.idle().await;
     output_over.cancelled().await;
 }
 

@@ -94,6 +94,11 @@ impl FrameReader {
         Ok(Some(message))
     }
 
+    /// What came after the last message, on a connection that goes on without frames.
+    pub fn into_rest(self) -> Vec<u8> {
+        self.buffer
+    }
+
     /// True when the stream may end here without cutting a frame.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
@@ -151,6 +156,16 @@ mod tests {
         let mut reader = FrameReader::new();
         reader.push(&bytes);
         assert!(matches!(reader.next_message::<ToShim>(), Err(FrameError::Trailing { extra: 1, .. })));
+    }
+
+    #[test]
+    fn raw_bytes_after_the_last_frame_are_not_lost() {
+        let mut bytes = encode(&ToAgent::Goodbye).unwrap();
+        bytes.extend(b"220 ready");
+        let mut reader = FrameReader::new();
+        reader.push(&bytes);
+        assert_eq!(reader.next_message::<ToAgent>().unwrap(), Some(ToAgent::Goodbye));
+        assert_eq!(reader.into_rest(), b"220 ready");
     }
 
     proptest! {

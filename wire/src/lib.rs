@@ -7,6 +7,7 @@
 //! control      hello ─▶ ◀─ greeting   then messages both ways, at any time
 //! attestation  hello ─▶ ◀─ greeting   then request ─▶ ◀─ answer, one at a time
 //! logs         hello ─▶ ◀─ greeting   then the workload's lines, agent to shim only
+//! stream       hello, attach ─▶ ◀─ greeting   then one outgoing connection's raw bytes
 //! ingress      no frames: the client's raw bytes, on the workload's own port
 //! announced    hello, request ─▶ ◀─ greeting   then raw bytes: the client is introduced
 //! ```
@@ -24,8 +25,8 @@ mod token;
 
 pub use frame::{FrameError, FrameReader, MAX_FRAME, encode};
 pub use message::{
-    AnnouncedRequest, AttestationAnswer, AttestationOutcome, AttestationRequest, ExitStatus, Greeting, Hello,
-    LogLine, LogMessage, LogStream, PROTOCOL, Phase, Refusal, ToAgent, ToShim,
+    AnnouncedRequest, Attach, AttestationAnswer, AttestationOutcome, AttestationRequest, ExitStatus,
+    Greeting, Hello, LogLine, LogMessage, LogStream, PROTOCOL, Phase, Refusal, ToAgent, ToShim, Undialled,
 };
 pub use proxy::{ProxyError, ProxyHeader};
 pub use token::SessionToken;

@@ -8,8 +8,9 @@ use crate::SessionToken;
 
 /// The version of this protocol. The agent is measured and the shim is not, so
 /// the two may come from different releases: the agent refuses a version that
-/// it does not know and names its own.
-pub const PROTOCOL: u16 = 1;
+/// it does not know and names its own. 2: the agent may ask for outgoing
+/// connections, which a shim of 1 would not understand.
+pub const PROTOCOL: u16 = 2;
 
 /// The first frame of a control, attestation, stream, log or announced connection.
 ///
@@ -135,6 +136,101 @@ pub enum ToAgent {
     /// The exit status is known here: the enclave may power off.
     #[n(4)]
     Goodbye,
+    /// The answer to a [`ToShim::Dial`] that comes to nothing. One that
+    /// succeeds is answered by the stream itself, see [`Attach`].
+    #[n(5)]
+    Undialled {
+        /// The number of the request.
+        #[n(0)]
+        stream: u64,
+        /// Why not.
+        #[n(1)]
+        reason: Undialled,
+    },
+}
+
+/// Why the shim does not connect the workload to where it wants. A closed set:
+/// it labels metrics on one side and becomes a SOCKS or HTTP answer on the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, thiserror::Error)]
+#[cbor(index_only)]
+pub enum Undialled {
+    /// The host is neither a name nor an address, or is written ambiguously.
+    #[n(0)]
+    #[error("the target cannot be understood")]
+    BadTarget,
+    /// The shim's policy does not name it, or denies it.
+    #[n(1)]
+    #[error("the shim's egress policy does not allow it")]
+    Denied,
+    /// The name leads only to addresses that the shim's policy refuses.
+    #[n(2)]
+    #[error("its addresses are refused by the shim's egress policy")]
+    AddressDenied,
+    /// There is no such name, or it has no address.
+    #[n(3)]
+    #[error("there is no such name")]
+    NoSuchName,
+    /// No resolver answered, and nothing is remembered.
+    #[n(4)]
+    #[error("the name cannot be resolved now")]
+    Unresolved,
+    /// Every address refused the connection.
+    #[n(5)]
+    #[error("the connection was refused")]
+    Refused,
+    /// No address can be reached.
+    #[n(6)]
+    #[error("it cannot be reached")]
+    Unreachable,
+    /// No address answered in time.
+    #[n(7)]
+    #[error("it did not answer in time")]
+    Late,
+    /// The shim carries as many outgoing connections as it may.
+    #[n(8)]
+    #[error("too many outgoing connections are open")]
+    Full,
+}
+
+impl Undialled {
+    /// Every reason, for metrics that must exist before their first event.
+    pub const ALL: [Undialled; 9] = [
+        Undialled::BadTarget,
+        Undialled::Denied,
+        Undialled::AddressDenied,
+        Undialled::NoSuchName,
+        Undialled::Unresolved,
+        Undialled::Refused,
+        Undialled::Unreachable,
+        Undialled::Late,
+        Undialled::Full,
+    ];
+
+    /// A stable word for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Undialled::BadTarget => "bad_target",
+            Undialled::Denied => "denied",
+            Undialled::AddressDenied => "address_denied",
+            Undialled::NoSuchName => "no_such_name",
+            Undialled::Unresolved => "unresolved",
+            Undialled::Refused => "refused",
+            Undialled::Unreachable => "unreachable",
+            Undialled::Late => "late",
+            Undialled::Full => "full",
+        }
+    }
+}
+
+/// The shim's second frame on a stream connection, right after the hello: which
+/// [`ToShim::Dial`] this is. From here on the bytes are the workload's; the
+/// shim sends none before it has been welcomed. An agent that does not wait for
+/// the stream any more closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Attach {
+    /// The number of the request.
+    #[n(0)]
+    pub stream: u64,
 }
 
 /// Agent to shim, on the control connection. Every phase so far is sent right
@@ -171,6 +267,20 @@ pub enum ToShim {
         /// One line for the operator: what was tried on which object, and why not.
         #[n(0)]
         cause: String,
+    },
+    /// The workload wants to connect. Answered by a stream connection with the
+    /// same number, or by [`ToAgent::Undialled`].
+    #[n(4)]
+    Dial {
+        /// Chosen by the agent, never used twice in the enclave's life.
+        #[n(0)]
+        stream: u64,
+        /// A DNS name without its final dot, or an address without brackets.
+        #[n(1)]
+        host: String,
+        /// The TCP port.
+        #[n(2)]
+        port: u16,
     },
 }
 

@@ -43,6 +43,10 @@ pub struct Settings {
     /// Whether the parent may read the workload's output in production mode.
     #[serde(default)]
     pub logs: LogAccess,
+    /// Where the workload may connect, as the rules of the `egress` crate, which
+    /// the image build has checked. Without any there is no way out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
 }
 
 /// When a workload counts as ready.

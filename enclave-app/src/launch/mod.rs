@@ -42,6 +42,9 @@ pub(crate) const NOTIFY_PATH: &str = "/run/workload/notify.sock";
 /// The same socket as the workload sees it.
 const NOTIFY_SEEN: &str = "/run/enclave/notify.sock";
 
+/// The workload's /etc/resolv.conf, where the settings allow egress.
+pub(crate) const RESOLV_CONF: &str = "/run/egress/resolv.conf";
+
 /// Longest cause that is read.
 const MAX_CAUSE: u64 = 4096;
 /// As container runtimes say it when it is not the program's fault.
@@ -168,6 +171,7 @@ fn launch(settings: &Path, rootfs: &Path) -> Result<std::convert::Infallible, La
         nsm: settings.nsm == NsmAccess::Direct,
         vsock: settings.vsock == VsockAccess::Allow,
         notify: settings.ready == Ready::Notify,
+        resolver: !settings.egress.is_empty(),
     };
     root.enter(rootfs)?;
     let identity = Identity::resolve(&settings.user)?;

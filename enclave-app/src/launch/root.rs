@@ -7,6 +7,7 @@
 //! /sys         the enclave's, read-only
 //! /tmp, /run   a tmpfs where the image has the empty directory
 //! /run/enclave what the agent shows: the notify socket
+//! /etc/resolv.conf  the agent's, where the settings allow egress
 //! ```
 //! uid 0 must find no way out: what is behind these mounts is taken away
 //! before the workload starts, because it could otherwise be reached by chroot
@@ -53,6 +54,8 @@ pub(super) struct Root {
     pub(super) vsock: bool,
     /// The agent's directory.
     pub(super) notify: bool,
+    /// The agent's /etc/resolv.conf.
+    pub(super) resolver: bool,
 }
 
 /// Which part cannot be built.
@@ -94,6 +97,9 @@ impl Root {
             bind(Path::new(agent), &seen, MsFlags::empty())?;
             restrict(&seen, MsFlags::MS_RDONLY)?;
         }
+        if self.resolver {
+            show_resolver(rootfs)?;
+        }
         switch(rootfs)
     }
 
@@ -119,6 +125,19 @@ impl Root {
         let shm = make_directory(&dev.join("shm"), 0o1777)?;
         mount_tmpfs(&shm, QUIET | MsFlags::MS_NOEXEC, "mode=1777")
     }
+}
+
+/// A link is replaced by a file of its own: what it points to, often a file of
+/// the build machine's, would have to be found within this root.
+fn show_resolver(rootfs: &Path) -> Result<(), RootError> {
+    let seen = make_directory(&rootfs.join("etc"), 0o755)?.join("resolv.conf");
+    let make = |source| RootError::Make { path: seen.clone(), source };
+    if fs::symlink_metadata(&seen).is_ok_and(|found| !found.is_file()) {
+        fs::remove_file(&seen).map_err(make)?;
+    }
+    File::options().append(true).create(true).open(&seen).map_err(make)?;
+    bind(Path::new(super::RESOLV_CONF), &seen, MsFlags::empty())?;
+    restrict(&seen, MsFlags::MS_RDONLY)
 }
 
 fn build_proc(rootfs: &Path) -> Result<(), RootError> {

@@ -1,0 +1,256 @@
+//! Carries the workload's outgoing connections to where the policy allows.
+//!
+//! ```text
+//! Dial ─▶ admission ─▶ policy: name, port ─▶ resolve ─▶ policy: every address ─▶ connect
+//!            │ full        │ denied             │ no name      │ none is left       │ failed
+//!            └─────────────┴───── Undialled ◀───┴──────────────┴────────────────────┘
+//! connected ─▶ dial the agent's stream port, attach ─▶ relay
+//! ```
+//! The agent has decided by the measured policy; this is the other, independent
+//! one, which alone sees addresses. What is checked is what is connected to: no
+//! name is resolved twice on the way. One task owns one connection.
+
+mod connect;
+mod metrics;
+mod names;
+mod servers;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use egress::{Decision, Host, Name, Policy, Target};
+use relay::RelayError;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+use wire::Undialled;
+
+use crate::config::Config;
+use crate::exit::chain;
+use crate::session::{Attached, Session};
+pub(crate) use metrics::Metrics;
+use metrics::Outcome;
+use names::Names;
+pub(crate) use servers::NoResolver;
+
+/// Requests and refusals on their way between the control connection and here.
+const ON_THE_WAY: usize = 1024;
+/// For the agent's first bytes to be taken by the server.
+const FIRST_BYTES_WITHIN: Duration = Duration::from_secs(10);
+const SILENT_AFTER: Duration = Duration::from_secs(60);
+
+/// What the agent asks for.
+#[derive(Debug)]
+pub(crate) struct Dial {
+    pub(crate) stream: u64,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+/// The control connection's ends.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) dials: mpsc::Sender<Dial>,
+    pub(crate) undialled: mpsc::Receiver<(u64, Undialled)>,
+}
+
+/// Everything that outgoing connections share.
+#[derive(Debug, Clone)]
+pub(crate) struct Egress {
+    policy: Arc<Policy>,
+    /// None without rules: there is nothing to resolve.
+    names: Option<Arc<Names>>,
+    within: Duration,
+    admission: Arc<Semaphore>,
+    metrics: Metrics,
+    connections: TaskTracker,
+    /// Ends every connection at once.
+    abort: CancellationToken,
+}
+
+impl Egress {
+    /// Reads what the resolver needs: later there are no files any more.
+    pub(crate) fn new(
+        config: &Config,
+        metrics: Metrics,
+        abort: CancellationToken,
+    ) -> Result<Egress, NoResolver> {
+        let names = match config.egress.rules() {
+            [] => None,
+            _ => Some(Arc::new(Names::new(&config.resolver)?)),
+        };
+        Ok(Egress {
+            policy: Arc::new(config.egress.clone()),
+            names,
+            within: config.limits.egress_timeout.duration(),
+            admission: Arc::new(Semaphore::new(config.limits.egress_connections)),
+            metrics,
+            connections: TaskTracker::new(),
+            abort,
+        })
+    }
+
+    /// Takes the agent's requests until the other end of the line is gone.
+    pub(crate) fn open(&self, session: Session) -> (Line, impl Future<Output = ()> + Send + 'static) {
+        let (dials, mut asked) = mpsc::channel(ON_THE_WAY);
+        let (refuse, undialled) = mpsc::channel(ON_THE_WAY);
+        let egress = self.clone();
+        let serve = async move {
+            let stop = egress.abort.clone();
+            while let Some(Some(dial)) = stop.run_until_cancelled(asked.recv()).await {
+                egress.take(dial, session.clone(), refuse.clone());
+            }
+        };
+        (Line { dials, undialled }, serve)
+    }
+
+    /// Returns once no connection is open. Call only when the workload has ended.
+    pub(crate) async fn idle(&self) {
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    fn take(&self, dial: Dial, session: Session, refuse: mpsc::Sender<(u64, Undialled)>) {
+        let egress = self.clone();
+        let stream = dial.stream;
+        let span = tracing::debug_span!("egress", stream, host = dial.host, port = dial.port);
+        self.connections.spawn(
+            async move {
+                let abort = egress.abort.clone();
+                let carried = egress.carry(dial, &session);
+                let outcome = abort.run_until_cancelled(carried).await.unwrap_or(Outcome::Aborted);
+                egress.metrics.ended(outcome);
+                if let Outcome::Undialled(reason) = outcome {
+                    // A control connection that has gone takes its requests along.
+                    let _ = timeout(SILENT_AFTER, refuse.send((stream, reason))).await;
+                }
+            }
+            .instrument(span),
+        );
+    }
+
+    /// The data path.
+    async fn carry(&self, dial: Dial, session: &Session) -> Outcome {
+        let Ok(_place) = Arc::clone(&self.admission).try_acquire_owned() else {
+            tracing::info!(target = %shown(&dial), "egress refused: limits.egress_connections are open");
+            return Outcome::Undialled(Undialled::Full);
+        };
+        let _open = self.metrics.opened();
+        let server = match self.connect(&dial).await {
+            Ok(server) => server,
+            Err(reason) => return Outcome::Undialled(reason),
+        };
+        match session.attach(dial.stream).await {
+            Ok(attached) => self.relay(server, attached).await,
+            Err(error) => {
+                tracing::debug!(reason = chain(&error), "the agent does not take the stream");
+                Outcome::EnclaveFailed
+            }
+        }
+    }
+
+    /// From a request to a connection. Every decision leaves one line.
+    async fn connect(&self, dial: &Dial) -> Result<TcpStream, Undialled> {
+        let deadline = Instant::now() + self.within;
+        let target = Target::new(&dial.host, dial.port).map_err(|error| {
+            tracing::info!(target = %shown(dial), reason = %error, "egress refused: no target");
+            Undialled::BadTarget
+        })?;
+        let decision = self.policy.decide(&target);
+        let rule = decision.rule.as_ref().map(|(_, rule)| rule.as_str());
+        if !decision.is_allowed() {
+            tracing::info!(%target, reason = %decision.verdict, rule, "egress denied");
+            return Err(Undialled::Denied);
+        }
+        let addresses =
+            timeout_at(deadline, self.addresses(&target)).await.unwrap_or(Err(Undialled::Late))?;
+        let (server, address) = connect::first(addresses, deadline).await.inspect_err(|reason| {
+            tracing::info!(%target, rule, reason = %reason, "egress allowed, not connected");
+        })?;
+        tracing::info!(%target, rule, %address, "egress allowed");
+        Ok(server)
+    }
+
+    /// What the target leads to and the policy leaves of it.
+    async fn addresses(&self, target: &Target) -> Result<Vec<SocketAddr>, Undialled> {
+        let name = match &target.host {
+            // Decided on as it is named.
+            Host::Address(address) => return Ok(vec![SocketAddr::new(*address, target.port)]),
+            Host::Name(name) => name,
+        };
+        let resolved = self.resolve(name).await.inspect_err(|reason| {
+            tracing::info!(%target, reason = %reason, "egress allowed, not resolved");
+        })?;
+        let decide = |address: &IpAddr| (*address, self.policy.decide_address(*address, target.port));
+        let (left, refused): (Vec<_>, Vec<_>) =
+            resolved.iter().map(decide).partition(|(_, decision)| decision.is_allowed());
+        for (address, Decision { verdict, rule }) in &refused {
+            let rule = rule.as_ref().map(|(_, rule)| rule.as_str());
+            tracing::info!(%target, %address, reason = %verdict, rule, "egress address denied");
+        }
+        match left.is_empty() {
+            true => Err(Undialled::AddressDenied),
+            false => Ok(left.into_iter().map(|(address, _)| SocketAddr::new(address, target.port)).collect()),
+        }
+    }
+
+    async fn resolve(&self, name: &Name) -> Result<Vec<IpAddr>, Undialled> {
+        match &self.names {
+            Some(names) => names.addresses(name, &self.metrics).await,
+            // A name is allowed only by a rule.
+            None => Err(Undialled::Denied),
+        }
+    }
+
+    async fn relay(&self, mut server: TcpStream, attached: Attached) -> Outcome {
+        let Attached { stream, first_bytes } = attached;
+        let first = timeout(FIRST_BYTES_WITHIN, server.write_all(&first_bytes)).await;
+        if !matches!(first, Ok(Ok(()))) {
+            return Outcome::ServerFailed;
+        }
+        let options = relay::Options { far_end_relays: true, ..relay::Options::default() };
+        match relay::relay_with(server, stream, &self.metrics.bytes, options).await {
+            Ok(moved) => {
+                tracing::debug!(to_enclave = moved.to_vsock, to_server = moved.from_vsock, "completed");
+                Outcome::Completed
+            }
+            Err(error) => {
+                tracing::debug!(reason = chain(&error), "broke");
+                match error {
+                    RelayError::Tcp { .. } => Outcome::ServerFailed,
+                    RelayError::Vsock { .. } => Outcome::EnclaveFailed,
+                    RelayError::Idle { .. } => Outcome::Idle,
+                }
+            }
+        }
+    }
+}
+
+/// The agent's words, which have not been checked: enough to recognise them.
+fn shown(dial: &Dial) -> String {
+    let host: String = dial.host.chars().take(80).flat_map(char::escape_default).collect();
+    format!("{host}:{}", dial.port)
+}
+
+/// Why a connection attempt failed, as the workload is told.
+fn reason(error: &io::Error) -> Undialled {
+    use nix::errno::Errno;
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ECONNREFUSED | Errno::ECONNRESET) => Undialled::Refused,
+        Some(Errno::ETIMEDOUT) => Undialled::Late,
+        // The shim's own limits, and a machine without a free port.
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::EADDRNOTAVAIL) => {
+            Undialled::Full
+        }
+        _ => Undialled::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! Resolves names, and remembers what they led to.
+//!
+//! ```text
+//! /etc/hosts ─▶ remembered, in its time ─▶ name servers ─▶ remembered, out of its time
+//! ```
+//! When no server answers any more, the last good answer is used on for a
+//! while: a name server's bad hour is not the workload's. A name that does not
+//! exist is believed at once. Nothing here decides: every answer, also a
+//! remembered one, goes through the policy at each connection.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use egress::Name;
+use tokio::time::Instant;
+use wire::Undialled;
+
+use super::Metrics;
+use super::servers::{self, Answer, NoResolver, Servers};
+use crate::config::Resolver;
+
+const HOSTS: &str = "/etc/hosts";
+/// Names that are remembered; with wildcard rules a workload may ask for any number.
+const MOST_REMEMBERED: usize = 4096;
+/// However long an answer claims to hold.
+const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[derive(Debug)]
+pub(super) struct Names {
+    servers: Servers,
+    hosts: HashMap<Name, Vec<IpAddr>>,
+    stale: Duration,
+    remembered: Mutex<HashMap<Name, Remembered>>,
+}
+
+#[derive(Debug, Clone)]
+struct Remembered {
+    addresses: Vec<IpAddr>,
+    until: Instant,
+    at: Instant,
+}
+
+impl Names {
+    /// Reads /etc/hosts, and /etc/resolv.conf unless servers are given.
+    pub(super) fn new(config: &Resolver) -> Result<Names, NoResolver> {
+        let servers = match config.servers.as_slice() {
+            [] => servers::of_this_machine()?,
+            servers => servers.to_vec(),
+        };
+        Ok(Names {
+            servers: Servers::new(servers),
+            // A pod without the file just has no names of its own.
+            hosts: parse_hosts(&fs::read_to_string(HOSTS).unwrap_or_default()),
+            stale: config.stale.duration(),
+            remembered: Mutex::default(),
+        })
+    }
+
+    /// All addresses of a name, never none.
+    pub(super) async fn addresses(&self, name: &Name, metrics: &Metrics) -> Result<Vec<IpAddr>, Undialled> {
+        if let Some(addresses) = self.hosts.get(name) {
+            return Ok(addresses.clone());
+        }
+        let remembered = self.lock().get(name).cloned();
+        if let Some(known) = remembered.as_ref().filter(|known| Instant::now() < known.until) {
+            return Ok(known.addresses.clone());
+        }
+        match self.servers.ask(name).await {
+            Answer::Addresses(addresses, ttl) => {
+                self.remember(name, &addresses, ttl.min(LONGEST_TTL));
+                Ok(addresses)
+            }
+            Answer::NoSuchName => {
+                self.lock().remove(name);
+                Err(Undialled::NoSuchName)
+            }
+            Answer::Nobody => {
+                let known = remembered.filter(|known| known.at.elapsed() <= self.stale);
+                tracing::debug!(%name, remembered = known.is_some(), "no name server answers");
+                let known = known.ok_or(Undialled::Unresolved)?;
+                metrics.stale.inc();
+                Ok(known.addresses)
+            }
+        }
+    }
+
+    fn remember(&self, name: &Name, addresses: &[IpAddr], ttl: Duration) {
+        let mut remembered = self.lock();
+        if remembered.len() >= MOST_REMEMBERED && !remembered.contains_key(name) {
+            let oldest = remembered.iter().min_by_key(|(_, known)| known.at).map(|(name, _)| name.clone());
+            oldest.and_then(|oldest| remembered.remove(&oldest));
+        }
+        let now = Instant::now();
+        remembered
+            .insert(name.clone(), Remembered { addresses: addresses.to_vec(), until: now + ttl, at: now });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Remembered>> {
+        // Every step leaves the table whole.
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lines of an address and names (hosts(5)). What cannot be read is another's affair.
+fn parse_hosts(text: &str) -> HashMap<Name, Vec<IpAddr>> {
+    let mut hosts: HashMap<Name, Vec<IpAddr>> = HashMap::new();
+    for line in text.lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let Some(address) = words.next().and_then(|word| word.parse().ok()) else { continue };
+        for name in words.filter_map(|word| word.parse().ok()) {
+            hosts.entry(name).or_default().push(address);
+        }
+    }
+    hosts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_file_is_read_as_libraries_read_it() {
+        let text =
+            "# a comment\n127.0.0.1 localhost\n10.0.0.7\tdb.internal DB # here\n::1 localhost\nnonsense x\n";
+        let hosts = parse_hosts(text);
+        let of = |name: &str| hosts.get(&name.parse().unwrap()).cloned().unwrap_or_default();
+        assert_eq!(of("db"), ["10.0.0.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(of("localhost").len(), 2);
+        assert_eq!(of("here"), [] as [IpAddr; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_bounded_and_the_oldest_goes() {
+        let servers = vec!["127.0.0.1:1".parse().unwrap()];
+        let names = Names::new(&Resolver { servers, ..Resolver::default() }).unwrap();
+        let address = ["192.0.2.1".parse().unwrap()];
+        for number in 0..MOST_REMEMBERED + 10 {
+            names.remember(&format!("n{number}.example").parse().unwrap(), &address, Duration::ZERO);
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(names.lock().len(), MOST_REMEMBERED);
+        assert!(!names.lock().contains_key(&"n0.example".parse().unwrap()));
+    }
+}
