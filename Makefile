@@ -28,6 +28,7 @@ test: programs
 	-scripts/default-seccomp.sh target/containerd-seccomp.json
 	scripts/with-huge-pages.sh $(TEST_PAGES) $(CARGO) test --workspace
 	$(CARGO) test --manifest-path attestation/conformance/Cargo.toml --target-dir target/conformance
+	OPENSSL_STATIC=1 $(CARGO) test --manifest-path eif/conformance/Cargo.toml --target-dir target/conformance
 	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)
 	$(MAKE) machines
 

@@ -5,7 +5,7 @@ set -euo pipefail
 
 declare -A package_of=([cc]='gcc libc6-dev' [make]=make [dpkg-deb]=dpkg [pgrep]=procps [curl]=curl [openssl]=openssl)
 if [ "${1:-build}" = test ]; then
-    package_of+=([python3]=python3 [socat]=socat [cpio]=cpio [ip]=iproute2 [strace]=strace
+    package_of+=([pkg-config]=pkg-config [python3]=python3 [socat]=socat [cpio]=cpio [ip]=iproute2 [strace]=strace
         [busybox]=busybox-static [skopeo]=skopeo [umoci]=umoci [zstd]=zstd [debootstrap]=debootstrap [go]=golang-go [runc]=runc)
 fi
 if [ "${1:-build}" = machines ]; then
@@ -26,6 +26,7 @@ if [ "${1:-build}" = test ]; then
     # Only clients are on the path: the server's programs lie in a directory of its version.
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
     # No programs: a Go library, and the module with which Python makes its environments.
+    [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
     [ -d /usr/share/gocode/src/google.golang.org/grpc ] || missing+=(golang-google-grpc-dev)
     if command -v python3 >/dev/null; then python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv); else missing+=(python3-venv); fi
 fi
