@@ -16,12 +16,12 @@ ifneq ($(shell id -u),0)
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo --preserve-env
 endif
 
-.PHONY: demo test machines check bench fuzz kernel qemu programs release node-package clean
+.PHONY: demo test machines check bench fuzz kernel qemu programs everything release node-package clean
 
 demo: programs
 	scripts/with-huge-pages.sh $(DEMO_PAGES) scripts/demo.sh $(BIN)
 
-test: programs
+test: everything
 	scripts/setup.sh test
 	scripts/container-tools.sh target/container-tools
 	scripts/debian-rootfs.sh target/debian.tar
@@ -34,7 +34,7 @@ test: programs
 
 # What boots kernels: the end-to-end tests on the qemu engine, programs of other
 # hands, and true AF_VSOCK sockets. Builds a kernel the first time.
-machines: programs
+machines: everything
 	scripts/setup.sh machines
 	scripts/with-huge-pages.sh $(TEST_PAGES) scripts/test-machines.sh
 	scripts/true-vsock.sh
@@ -42,6 +42,14 @@ machines: programs
 programs:
 	scripts/setup.sh build
 	$(CARGO) build --workspace --bins
+	scripts/rootfs.sh $(BIN)/hello target/hello-rootfs
+	scripts/kernel.sh
+
+# Programs and tests in one build: alone, the programs get dependencies with other
+# features, and whoever runs tests next compiles half of them again.
+everything:
+	scripts/setup.sh build
+	$(CARGO) build --workspace --all-targets
 	scripts/rootfs.sh $(BIN)/hello target/hello-rootfs
 	scripts/kernel.sh
 
