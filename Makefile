@@ -79,6 +79,7 @@ bench:
 	scripts/setup.sh test
 	scripts/with-huge-pages.sh $(TEST_PAGES) env LOAD_VERDICT=1 $(CARGO) test --release -p nitro-device --test load -- --nocapture
 	scripts/bench.sh
+	OPENSSL_STATIC=1 $(CARGO) test --manifest-path eif/conformance/Cargo.toml --target-dir target/conformance --bench speed -- 9
 
 fuzz:
 	scripts/fuzz.sh
