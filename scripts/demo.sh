@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 bin=$(realpath "$1")
 page=http://127.0.0.1:18080
 shim_http=http://127.0.0.1:19090
+attested=127.0.0.1:18443
 
 if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || { echo "demo: fakenitro needs root, and there is no sudo" >&2; exit 69; }
@@ -16,7 +17,9 @@ work=$(mktemp -d)
 mounts_before=$(sort /proc/self/mounts)
 pages_before=$(cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages)
 shim=
+tunnel=
 cleanup() {
+    [ -z "$tunnel" ] || ! kill -0 "$tunnel" 2>/dev/null || kill -KILL "$tunnel"
     [ -z "$shim" ] || ! kill -0 "$shim" 2>/dev/null || kill -KILL "$shim"
     rm -rf "$work"
 }
@@ -70,6 +73,16 @@ other=$(openssl rand -hex 32)
 ! "$bin/enclavectl" verify "$work/document.cbor" --root-pem "$work/node/dev-root.pem" --nonce "$other" \
     --eif "$work/hello.eif" >"$work/verdict" 2>&1 || fail "a document for another nonce was accepted"
 step refuse "another nonce: $(head -n 1 "$work/verdict")"
+
+"$bin/enclavectl" tls-tunnel --connect $attested --listen 127.0.0.1:18444 --root-pem "$work/node/dev-root.pem" \
+    --eif "$work/hello.eif" >"$work/tunnel" 2>&1 &
+tunnel=$!
+within 10 grep -q listening "$work/tunnel" || fail "enclavectl tls-tunnel: $(cat "$work/tunnel")"
+curl -sf http://127.0.0.1:18444/ >"$work/page" || fail "no page through the tunnel"
+kill "$tunnel" && wait "$tunnel" || true
+tunnel=
+! curl -sf --max-time 5 "http://$attested/" >/dev/null || fail "the attested port answers without TLS"
+step tunnel "curl over attested TLS: $(sed 's/<title>.*<.title>//; s/<[^>]*>//g' "$work/page" | head -n 1)"
 
 curl -sf "$page/slow/500" >"$work/slow" & request=$!
 within 5 sh -c "curl -sf $shim_http/metrics | grep -q '^enclave_shim_ingress_connections_open.* 1$'" ||

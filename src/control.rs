@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use wire::{Refusal, ToAgent, ToShim, Undialled};
 
 use crate::egress::{Dial, Line};
+use crate::environment;
 use crate::exit::{Exit, Failure, chain};
 use crate::session::{Conversation, Session, SessionError};
 use crate::supervisor::Event;
@@ -152,6 +153,10 @@ impl Control {
                 let full = self.egress.dials.try_send(Dial { stream, host, port }).is_err();
                 return full.then_some(ToAgent::Undialled { stream, reason: Undialled::Full });
             }
+            ToShim::EnvironmentWanted { names } => match environment::of_pod(&names) {
+                Ok(variables) => return Some(ToAgent::Environment { variables }),
+                Err(failure) => Event::Failed(failure),
+            },
             ToShim::Reached { phase, after_ms } => {
                 tracing::info!(?phase, after_ms, "enclave reached a phase");
                 Event::Reached(phase)

@@ -22,6 +22,7 @@ mod console;
 mod control;
 mod doctor;
 mod egress;
+mod environment;
 mod exit;
 mod foreign;
 mod http;
@@ -86,7 +87,12 @@ fn live(run: &Run, config: &Arc<Config>, timeline: Timeline, place: &Place) -> u
         Ok(admin) => admin,
         Err(error) => return report::not_begun(&error.into(), place),
     };
-    let wiring = Wiring { admin, confinement: confine::limit(config), print_identity: run.json };
+    let http_tls = match config.http.tls.as_ref().map(http::tls::server).transpose() {
+        Ok(tls) => tls,
+        Err(error) => return report::not_begun(&error.into(), place),
+    };
+    let confinement = confine::limit(config);
+    let wiring = Wiring { admin, http_tls, confinement, print_identity: run.json };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return report::not_begun(&no_threads(&error), place),

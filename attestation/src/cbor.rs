@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn text(&mut self) -> Result<&'a str, CborError> {
         let head = self.head_of(TEXT)?;
         let bytes = self.string(head)?;
-        std::str::from_utf8(bytes).map_err(|_| self.fault_at(head.at, CborFault::Utf8))
+        core::str::from_utf8(bytes).map_err(|_| self.fault_at(head.at, CborFault::Utf8))
     }
 
     pub(crate) fn uint(&mut self) -> Result<u64, CborError> {
@@ -223,7 +223,7 @@ impl<'a> Reader<'a> {
             }
             TEXT => {
                 let bytes = self.string(head)?;
-                std::str::from_utf8(bytes).map_err(|_| self.fault_at(head.at, CborFault::Utf8))?;
+                core::str::from_utf8(bytes).map_err(|_| self.fault_at(head.at, CborFault::Utf8))?;
             }
             ARRAY | MAP => self.skip_container(head, depth + 1)?,
             TAG => return Err(self.fault_at(head.at, CborFault::Forbidden("tag"))),

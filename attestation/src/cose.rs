@@ -9,7 +9,9 @@
 //! Both headers are compared byte for byte instead of being interpreted: that
 //! leaves no room for a second algorithm, `crit`, or unsigned attributes.
 
+#[cfg(feature = "verify")]
 use aws_lc_rs::digest;
+#[cfg(feature = "verify")]
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, ParsedPublicKey};
 
 use crate::cbor::{CborError, Length, Reader};
@@ -120,6 +122,7 @@ impl<'a> Envelope<'a> {
     /// Whether the holder of `key` (uncompressed P-384 point, 97 bytes) signed
     /// this envelope. High and low s are both genuine (hardware emits both),
     /// so a signature never identifies a document.
+    #[cfg(feature = "verify")]
     pub(crate) fn is_signed_by(&self, key: &[u8]) -> bool {
         let mut hash = digest::Context::new(&digest::SHA384);
         hash.update(SIG_STRUCTURE_START);

@@ -1,12 +1,17 @@
 //! Every way in which a document is refused, sorted by blame.
 
 use crate::cbor::CborError;
+#[cfg(feature = "verify")]
 use crate::chain::{ChainError, Position};
 use crate::cose::EnvelopeError;
 use crate::document::DocumentError;
+#[cfg(feature = "verify")]
 use crate::identity::IdentityError;
+#[cfg(feature = "verify")]
 use crate::policy::PolicyViolation;
+#[cfg(feature = "verify")]
 use crate::verify::TimeError;
+#[cfg(feature = "verify")]
 use crate::x509::CertificateError;
 
 /// Why a document was refused. Texts hold no bytes that the sender chose.
@@ -21,6 +26,7 @@ pub enum Error {
     /// A field of the payload is wrong or missing.
     #[error(transparent)]
     Document(DocumentError),
+    #[cfg(feature = "verify")]
     /// A certificate breaks a rule of its own.
     #[error("{position} is not acceptable")]
     Certificate {
@@ -29,18 +35,23 @@ pub enum Error {
         /// The rule it breaks.
         source: CertificateError,
     },
+    #[cfg(feature = "verify")]
     /// The chain does not lead from a trusted root to the leaf.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    #[cfg(feature = "verify")]
     /// The leaf did not sign this document.
     #[error("the document's signature is wrong")]
     Signature,
+    #[cfg(feature = "verify")]
     /// The document contradicts itself about which enclave it is of.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[cfg(feature = "verify")]
     /// The document is too old or from the future.
     #[error(transparent)]
     Time(#[from] TimeError),
+    #[cfg(feature = "verify")]
     /// The document is authentic but not what the policy asks for.
     #[error(transparent)]
     Policy(#[from] PolicyViolation),
@@ -88,11 +99,17 @@ impl Error {
             Self::Envelope(error) => error.code(),
             Self::Cbor(error) => error.fault.code(),
             Self::Document(error) => error.code(),
+            #[cfg(feature = "verify")]
             Self::Certificate { source, .. } => source.code(),
+            #[cfg(feature = "verify")]
             Self::Chain(error) => error.code(),
+            #[cfg(feature = "verify")]
             Self::Signature => "cose.signature",
+            #[cfg(feature = "verify")]
             Self::Identity(error) => error.code(),
+            #[cfg(feature = "verify")]
             Self::Time(error) => error.code(),
+            #[cfg(feature = "verify")]
             Self::Policy(error) => error.code(),
         }
     }
@@ -101,13 +118,16 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Envelope(_) | Self::Cbor(_) | Self::Document(_) => Class::Malformed,
+            #[cfg(feature = "verify")]
             Self::Chain(
                 ChainError::Expired { .. } | ChainError::NotYetValid { .. } | ChainError::ListExpired,
             )
             | Self::Time(_) => Class::Stale,
+            #[cfg(feature = "verify")]
             Self::Certificate { .. } | Self::Chain(_) | Self::Signature | Self::Identity(_) => {
                 Class::Untrusted
             }
+            #[cfg(feature = "verify")]
             Self::Policy(_) => Class::Policy,
         }
     }

@@ -371,7 +371,7 @@ fn common_name<'a>(mut name: Walker<'a>) -> Result<&'a str, CertificateError> {
             if found.is_some() || !matches!(value.tag, UTF8_STRING | PRINTABLE_STRING) {
                 return Err(CertificateError::CommonName);
             }
-            found = std::str::from_utf8(value.body).ok();
+            found = core::str::from_utf8(value.body).ok();
         }
     }
     found.ok_or(CertificateError::CommonName)

@@ -21,22 +21,27 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_vsock::VsockStream;
+use wire::Variable;
 use wire::port;
-use wire::settings::{LogAccess, ROOTFS_PATH, SETTINGS_PATH, Settings};
+use wire::settings::{LogAccess, NsmAccess, ROOTFS_PATH, SETTINGS_PATH, Settings};
 
-use crate::attestation::{self, Notary};
+use crate::attestation;
+use crate::attested_tls::AttestedTls;
 use crate::boot::Booted;
 use crate::children;
 use crate::claim::Claim;
 use crate::control::Control;
 use crate::egress::{self, Dials, Egress};
+use crate::environment::Environment;
 use crate::heartbeat;
 use crate::ingress::Ingress;
 use crate::launch::{self, Launcher};
 use crate::life::{Action, CLAIM_WINDOW, Event, Life};
 use crate::listener;
+use crate::local::Local;
 use crate::log::{chain, log};
 use crate::logs::{self, Logs};
+use crate::nsm::Notary;
 use crate::readiness::Rule;
 
 /// Between SIGTERM and SIGKILL when it is PID 1 that is asked to end.
@@ -68,6 +73,8 @@ struct Agent {
     inbox: mpsc::Receiver<Event>,
     status: watch::Sender<crate::life::Status>,
     life: Life,
+    /// What there is to launch, until it is.
+    waiting: Option<Waiting>,
     workload: Option<Pid>,
     ingress: Option<Arc<Ingress>>,
     dials: Arc<Dials>,
@@ -75,6 +82,14 @@ struct Agent {
     signals: Signals,
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+struct Waiting {
+    settings: Settings,
+    logs: Arc<Logs>,
+    notary: Notary,
+    /// Names of the pod's variables that have not come yet.
+    wanted: Option<Vec<String>>,
 }
 
 struct Signals {
@@ -94,6 +109,7 @@ impl Agent {
             inbox,
             status: watch::Sender::new(life.status().clone()),
             life,
+            waiting: None,
             workload: None,
             ingress: None,
             dials: Arc::default(),
@@ -111,16 +127,26 @@ impl Agent {
     /// Ports before anything that may fail, so that it can be told.
     async fn live(mut self, booted: Booted) {
         let Booted { machine, nsm } = booted;
-        let notary = nsm.and_then(|nsm| Notary::start(nsm).map_err(|error| error.to_string()));
-        let settings = read_settings();
+        let notary = nsm
+            .and_then(|nsm| Notary::start(nsm).map_err(|error| error.to_string()))
+            .unwrap_or_else(|cause| Notary::absent(&cause));
+        let settings = machine.and_then(|()| read_settings());
         let forwards = settings.as_ref().is_ok_and(|settings| settings.logs == LogAccess::Forward);
+        let wanted = settings.as_ref().map_or_else(|_| vec![], |settings| settings.pod_env.clone());
         let logs = Arc::new(Logs::new(Arc::clone(&self.claim), forwards));
-        if let Err(error) = self.open_ports(notary.map_err(Arc::from), &logs) {
+        if let Err(error) = self.open_ports(&notary, &logs, wanted.clone()) {
             log(&format!("cannot listen on vsock: {error}"));
         }
-        self.look_for_other_launchers();
-        if let Err(cause) = machine.and_then(|()| self.launch(&settings?, &logs)) {
-            self.take(Event::Unlaunchable { cause });
+        self.look_for_other_launchers(!wanted.is_empty());
+        match settings {
+            Err(cause) => self.take(Event::Unlaunchable { cause }),
+            Ok(settings) => {
+                let nothing_wanted = wanted.is_empty();
+                self.waiting = Some(Waiting { settings, logs, notary, wanted: Some(wanted) });
+                if nothing_wanted {
+                    self.take(Event::Measured { environment: Environment::default() });
+                }
+            }
         }
         while !self.life.is_over() {
             let event = self.next_event().await;
@@ -154,6 +180,17 @@ impl Agent {
     }
 
     fn take(&mut self, event: Event) {
+        let event = match event {
+            Event::Environment { variables } => return self.measure(variables),
+            Event::Measured { environment } => match self.waiting.take() {
+                Some(waiting) => match self.launch(&waiting, &environment) {
+                    Ok(()) => return,
+                    Err(cause) => Event::Unlaunchable { cause },
+                },
+                None => return,
+            },
+            event => event,
+        };
         match &event {
             Event::LaunchFailed { cause } | Event::Unlaunchable { cause } => log(cause),
             // A launcher that failed has said more than its exit status does.
@@ -208,10 +245,35 @@ impl Agent {
         }
     }
 
-    fn launch(&mut self, settings: &Settings, logs: &Arc<Logs>) -> Result<(), String> {
+    /// The first answer counts: what is measured is measured.
+    fn measure(&mut self, variables: Vec<Variable>) {
+        let Some(waiting) = &mut self.waiting else { return };
+        let Some(wanted) = waiting.wanted.take() else { return };
+        let notary = waiting.notary.clone();
+        self.report(async move {
+            let measured = async {
+                let environment = Environment::accept(&wanted, variables)?;
+                environment.measure(&notary).await.map(|()| environment)
+            };
+            match measured.await {
+                Ok(environment) => Event::Measured { environment },
+                Err(error) => Event::Unlaunchable { cause: chain(&error) },
+            }
+        });
+    }
+
+    fn launch(&mut self, waiting: &Waiting, environment: &Environment) -> Result<(), String> {
+        let Waiting { settings, logs, notary, .. } = waiting;
         let rule = Rule::new(settings, Path::new(launch::NOTIFY_PATH))
             .map_err(|error| format!("cannot open {}: {error}", launch::NOTIFY_PATH))?;
-        self.ingress = Some(Arc::new(Ingress::open(settings, &self.claim).map_err(|error| chain(&error))?));
+        let tls = self.serve_tls(settings, notary)?;
+        let ingress = Ingress::open(settings, &self.claim, tls.as_ref()).map_err(|error| chain(&error))?;
+        self.ingress = Some(Arc::new(ingress));
+        if settings.nsm == NsmAccess::Socket {
+            let local = Local::bind(Path::new(launch::LOCAL_PATH))
+                .map_err(|error| format!("cannot open {}: {error}", launch::LOCAL_PATH))?;
+            self.tasks.spawn(local.serve(notary.clone(), self.stop.clone()));
+        }
         if !settings.egress.is_empty() {
             self.open_egress(&settings.egress)?;
         }
@@ -226,7 +288,7 @@ impl Agent {
             }
         };
         let Launcher { pid, report } =
-            launch::start(Path::new(SETTINGS_PATH), Path::new(ROOTFS_PATH), outputs)
+            launch::start(Path::new(SETTINGS_PATH), Path::new(ROOTFS_PATH), outputs, environment)
                 .map_err(|error| format!("cannot start the launcher: {error}"))?;
         self.workload = Some(pid);
         let events = self.events.clone();
@@ -236,6 +298,9 @@ impl Agent {
                 Ok(()) => {
                     let _ = events.send(Event::Launched).await;
                     rule.met(pid).await;
+                    if let Some(tls) = tls {
+                        tls.serves().await;
+                    }
                     Event::Ready
                 }
             }
@@ -255,6 +320,19 @@ impl Agent {
         opened.map_err(|error| format!("cannot listen on vsock port {}: {error}", port::STREAM))
     }
 
+    /// Makes the key and its certificates, where the settings end TLS here.
+    fn serve_tls(&self, settings: &Settings, notary: &Notary) -> Result<Option<Arc<AttestedTls>>, String> {
+        let tls = AttestedTls::new(&settings.attested_tls, notary.clone()).map_err(|error| chain(&error))?;
+        if let (Some(_), Some(cause)) = (&tls, notary.absence()) {
+            return Err(format!("cannot attest the ports of attested_tls: there is no NSM: {cause}"));
+        }
+        let tls = tls.map(Arc::new);
+        if let Some(tls) = tls.clone() {
+            self.beside(async move { tls.renew().await });
+        }
+        Ok(tls)
+    }
+
     /// Runs `work` beside the agent and takes its event, unless the enclave ends first.
     fn report(&self, work: impl Future<Output = Event> + Send + 'static) {
         let (events, stop) = (self.events.clone(), self.stop.clone());
@@ -266,29 +344,34 @@ impl Agent {
         });
     }
 
-    fn look_for_other_launchers(&self) {
-        let claim = Arc::clone(&self.claim);
+    /// Another launcher has no variables of a pod to give.
+    fn look_for_other_launchers(&self, environment_wanted: bool) {
+        let (claim, events) = (Arc::clone(&self.claim), self.events.clone());
         let at = tokio::time::Instant::from_std(self.started + CLAIM_WINDOW);
         self.beside(async move {
             tokio::time::sleep_until(at).await;
-            if !claim.is_made()
-                && let Err(error) = heartbeat::send().await
-            {
+            if claim.is_made() {
+                return;
+            }
+            if environment_wanted {
+                let _ = events.send(Event::Environment { variables: vec![] }).await;
+            }
+            if let Err(error) = heartbeat::send().await {
                 log(&format!("no other launcher waits for a heartbeat: {error}"));
             }
         });
     }
 
     /// The control port last: who has been welcomed there finds all others open.
-    fn open_ports(&self, notary: Result<Notary, Arc<str>>, logs: &Arc<Logs>) -> io::Result<()> {
+    fn open_ports(&self, notary: &Notary, logs: &Arc<Logs>, wanted: Vec<String>) -> io::Result<()> {
         let logs = Arc::clone(logs);
         self.open_port(port::LOGS, "logs", move |stream| {
             let logs = Arc::clone(&logs);
             async move { drop(logs.serve(stream).await) }
         })?;
-        let (claim, notary) = (Arc::clone(&self.claim), Arc::new(notary));
+        let (claim, notary) = (Arc::clone(&self.claim), notary.clone());
         self.open_port(port::ATTESTATION, "attestation", move |stream| {
-            let (claim, notary) = (Arc::clone(&claim), Arc::clone(&notary));
+            let (claim, notary) = (Arc::clone(&claim), notary.clone());
             async move { drop(attestation::serve(&claim, &notary, stream).await) }
         })?;
         let control = Arc::new(Control::new(
@@ -296,6 +379,7 @@ impl Agent {
             self.status.subscribe(),
             self.events.clone(),
             Arc::clone(&self.dials),
+            wanted,
         ));
         self.open_port(port::CONTROL, "control", move |stream| {
             let control = Arc::clone(&control);

@@ -23,20 +23,23 @@ pub(crate) struct Control {
     events: mpsc::Sender<Event>,
     /// What the workload wants to connect to.
     dials: Arc<Dials>,
+    /// Variables of the pod for which the workload waits.
+    wanted: Vec<String>,
     /// Number of the connection that is served.
     latest: watch::Sender<u64>,
 }
 
 impl Control {
-    /// Connections that tell `status` and the requests of `dials`, and pass
+    /// Connections that tell `status` and the requests of `dials`, ask for the variables `wanted`, and pass
     /// orders on to `events`.
     pub(crate) fn new(
         claim: Arc<Claim>,
         status: watch::Receiver<Status>,
         events: mpsc::Sender<Event>,
         dials: Arc<Dials>,
+        wanted: Vec<String>,
     ) -> Control {
-        Control { claim, status, events, dials, latest: watch::Sender::new(0) }
+        Control { claim, status, events, dials, wanted, latest: watch::Sender::new(0) }
     }
 
     /// Serves one connection until it ends or a newer one replaces it.
@@ -61,6 +64,9 @@ impl Control {
         &self,
         frames: &mut Frames<S>,
     ) -> Result<(), FramesError> {
+        if !self.wanted.is_empty() {
+            frames.send(&ToShim::EnvironmentWanted { names: self.wanted.clone() }).await?;
+        }
         let mut status = self.status.clone();
         let mut told = Told::default();
         loop {
@@ -90,6 +96,7 @@ fn event(order: ToAgent) -> Option<Event> {
         ToAgent::Stop { grace_ms } => {
             Event::Stop { grace: std::time::Duration::from_millis(grace_ms.into()) }
         }
+        ToAgent::Environment { variables } => Event::Environment { variables },
         ToAgent::Hurry => Event::Hurry,
         ToAgent::Signal { number } => Event::Forward { signal: number },
         ToAgent::Goodbye => Event::Goodbye,
@@ -138,11 +145,15 @@ mod tests {
     }
 
     fn agent() -> Agent {
+        agent_that_wants(vec![])
+    }
+
+    fn agent_that_wants(wanted: Vec<String>) -> Agent {
         let (status, seen) =
             watch::channel(Status { reached: vec![(Phase::AgentUp, 3)], ..Status::default() });
         let (sender, events) = mpsc::channel(8);
         let dials = Arc::<Dials>::default();
-        let control = Arc::new(Control::new(Arc::default(), seen, sender, Arc::clone(&dials)));
+        let control = Arc::new(Control::new(Arc::default(), seen, sender, Arc::clone(&dials), wanted));
         Agent { control, status, events, dials }
     }
 
@@ -210,6 +221,19 @@ mod tests {
             assert_eq!(next(&mut shim).await, ToShim::Reached { phase: Phase::AgentUp, after_ms: 3 });
             assert_eq!(next(&mut shim).await, ToShim::Reached { phase: Phase::WorkloadStarted, after_ms: 5 });
             assert_eq!(next(&mut shim).await, ToShim::Exited(ExitStatus::Code(7)));
+        }
+    }
+
+    #[tokio::test]
+    async fn every_connection_is_asked_for_the_variables_that_the_workload_waits_for() {
+        let mut agent = agent_that_wants(vec!["A".into()]);
+        for value in ["1", "2"] {
+            let (mut shim, _, _task) = agent.dial(1).await;
+            assert_eq!(agent.events.recv().await, Some(Event::Claimed));
+            assert_eq!(next(&mut shim).await, ToShim::EnvironmentWanted { names: vec!["A".into()] });
+            let variables = vec![wire::Variable { name: "A".into(), value: value.into() }];
+            shim.send(&ToAgent::Environment { variables: variables.clone() }).await.unwrap();
+            assert_eq!(agent.events.recv().await, Some(Event::Environment { variables }));
         }
     }
 

@@ -1,12 +1,13 @@
 //! Carries connections from the shim to the workload's own ports.
 //!
 //! ```text
-//! shim ─vsock:port───────────────────────▶ permit ─▶ connect 127.0.0.1:port, then [::1]:port ─▶ relay
+//! shim ─vsock:port───────────────────────▶ permit ─▶ [ TLS ] ─▶ connect 127.0.0.1:port, then [::1]:port ─▶ relay
 //! shim ─vsock:5704─▶ hello, PROXY header ──▲                 └ header first
 //! ```
-//! Bytes are never read here: TLS ends in the workload. A port whose workload
-//! reads PROXY headers is reached in the second way only: whoever dials it
-//! directly could name any client.
+//! Bytes are never read here: TLS ends in the workload, or in
+//! [`crate::attested_tls`] on the ports that the settings name. A port whose
+//! workload reads PROXY headers is reached in the second way only: whoever
+//! dials it directly could name any client.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,6 +25,7 @@ use tokio_vsock::VsockStream;
 use wire::settings::Settings;
 use wire::{AnnouncedRequest, ProxyHeader, port};
 
+use crate::attested_tls::AttestedTls;
 use crate::claim::{Claim, Purpose};
 use crate::frames::Frames;
 use crate::listener;
@@ -56,8 +58,12 @@ pub(crate) enum IngressError {
 }
 
 impl Ingress {
-    /// Listens for every ingress port of the settings.
-    pub(crate) fn open(settings: &Settings, claim: &Arc<Claim>) -> Result<Ingress, IngressError> {
+    /// Listens for every ingress port of the settings; TLS ends here where `tls` says so.
+    pub(crate) fn open(
+        settings: &Settings,
+        claim: &Arc<Claim>,
+        tls: Option<&Arc<AttestedTls>>,
+    ) -> Result<Ingress, IngressError> {
         let ingress = Ingress {
             listeners: TaskTracker::new(),
             connections: TaskTracker::new(),
@@ -68,9 +74,18 @@ impl Ingress {
         };
         let plain = settings.ingress.iter().filter(|port| !settings.proxy_protocol.contains(port));
         for &port in plain {
-            ingress.listen(port.into(), move |stream, counters| async move {
-                let options = Options { far_end_relays: true, ..Options::default() };
-                carry(stream, port, &counters, options).await;
+            let tls = tls.filter(|tls| tls.ends_at(port)).cloned();
+            ingress.listen(port.into(), move |stream, counters| {
+                let tls = tls.clone();
+                async move {
+                    match tls {
+                        Some(tls) => carry_tls(stream, port, &counters, &tls).await,
+                        None => {
+                            let options = Options { far_end_relays: true, ..Options::default() };
+                            carry(stream, port, &counters, options).await;
+                        }
+                    }
+                }
             })?;
         }
         if !settings.proxy_protocol.is_empty() {
@@ -129,6 +144,16 @@ impl Drop for Ingress {
 async fn carry(vsock: OwnedFd, port: u16, counters: &Counters, options: Options) {
     if let Ok(workload) = connect(port).await {
         let _ = relay::relay_with(workload, vsock, counters, options).await;
+    }
+}
+
+/// The same behind a handshake. The workload is dialled only for who has
+/// shaken hands, and a connection without TLS's own end is a reset to it.
+async fn carry_tls(vsock: OwnedFd, port: u16, counters: &Counters, tls: &AttestedTls) {
+    if let Ok(mut client) = tls.accept(VsockStream::from(vsock)).await
+        && let Ok(workload) = connect(port).await
+    {
+        let _ = relay::relay_over(workload, &mut client, counters, Options::default()).await;
     }
 }
 

@@ -12,7 +12,9 @@
 
 use std::time::Duration;
 
-use wire::{ExitStatus, Phase};
+use wire::{ExitStatus, Phase, Variable};
+
+use crate::environment::Environment;
 
 /// How long strangers to our protocol (nitro-cli) have nothing to wait for:
 /// after this time without a claim the agent looks for other launchers.
@@ -29,6 +31,10 @@ const TELL_FAILURE: Duration = Duration::from_secs(10);
 pub(crate) enum Event {
     /// A shim has claimed the enclave, or has come back.
     Claimed,
+    /// What the pod has of the variables that the settings name.
+    Environment { variables: Vec<Variable> },
+    /// They are in PCR16, which is locked: the workload may be started.
+    Measured { environment: Environment },
     /// The launcher has become the workload.
     Launched,
     /// The launcher has said why it cannot; it ends by itself.

@@ -4,6 +4,7 @@
 //! kernel ─▶ boot ─▶ agent ──launches──▶ launcher ─▶ workload
 //!                     ├── control, attestation, logs, ingress ◀── vsock ── shim
 //!                     ├── egress: the workload's way out, carried by the shim
+//!                     ├── local ◀── Unix socket ── workload
 //!                     └── told by everyone, decided in life
 //! ```
 //!
@@ -15,20 +16,24 @@
 
 mod agent;
 mod attestation;
+mod attested_tls;
 mod boot;
 mod children;
 mod claim;
 mod control;
 mod egress;
+mod environment;
 mod frames;
 mod heartbeat;
 mod ingress;
 mod launch;
 mod life;
 mod listener;
+mod local;
 mod log;
 mod logs;
 mod netlink;
+mod nsm;
 mod power;
 mod readiness;
 

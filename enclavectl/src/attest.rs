@@ -97,7 +97,7 @@ async fn handshake(args: &Args, target: &Target) -> Result<ExitCode, Failure> {
     let evidence = connection.evidence.as_slice();
     let verified = dialler.verify(evidence).or_blame(Blame::Data)?;
     let checked = Checked { measurements: expected.measurements, nonce: args.session, handshake: true };
-    let report = Report::new(&verified, Clock::System, checked, expected.build_name(verified.build()));
+    let report = Report::new(&verified, Clock::System, checked, &expected);
     report.print(args.json).or_blame(Blame::Io)?;
     let document = attestation::rustls::Wrapped::parse(evidence).or_blame(Blame::Data)?.document;
     args.output.as_deref().map_or(Ok(()), |path| write(path, document))?;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use egress::Policy;
 use eif::rootfs::RunConfig;
 use serde::Deserialize;
-use wire::settings::{LogAccess, NsmAccess, Ready, Settings, VsockAccess};
+use wire::settings::{AttestedTls, LogAccess, NsmAccess, Ready, Settings, VsockAccess};
 
 /// The manifest. Unknown fields are refused.
 #[derive(Debug, Default, Deserialize)]
@@ -59,6 +59,13 @@ pub(crate) struct Manifest {
     /// Where the workload may connect: rules as `egress check` explains them.
     #[serde(default)]
     egress: Policy,
+    /// Ingress ports on which the agent ends TLS, and whether documents are
+    /// made for single sessions: `{ports: [8443], session: false}`.
+    #[serde(default)]
+    attested_tls: AttestedTls,
+    /// Names of variables that the pod may set; measured in PCR16.
+    #[serde(default)]
+    pod_env: Vec<String>,
 }
 
 impl Manifest {
@@ -90,6 +97,8 @@ impl Manifest {
             vsock: self.vsock,
             logs: self.logs,
             egress: self.egress.clone().into(),
+            attested_tls: self.attested_tls.clone(),
+            pod_env: self.pod_env.clone(),
         }
     }
 

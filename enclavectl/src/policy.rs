@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use crate::failure::{Blame, Failure, OrBlame};
 use crate::output::OutputFile;
 use crate::report::print_text;
-use crate::verify::expect::{digits, read_policy, register};
+use crate::verify::expect::{Variable, digits, pod_register, read_policy, register, variable};
 use crate::verify::input;
 
 /// Write or check a policy file, which says what documents must prove
@@ -53,6 +53,9 @@ struct FromArgs {
     /// Demand this of every build: PCR3 is the IAM role, PCR4 the instance (repeatable)
     #[arg(long, value_name = "INDEX=HEX", value_parser = register)]
     pcr: Vec<(u8, Pcr)>,
+    /// Demand that the pod set this variable, and no other than those so named: PCR16 (repeatable)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pod_env: Vec<Variable>,
     /// How old a document may be, in seconds
     #[arg(long, value_name = "S", default_value_t = 300)]
     max_age: u64,
@@ -107,10 +110,14 @@ impl FromArgs {
                 let _ = writeln!(yaml, "      {}", entry(index, &pcr));
             }
         }
-        if !self.pcr.is_empty() {
+        let mut demanded = self.pcr.clone();
+        if !self.pod_env.is_empty() {
+            demanded.push(pod_register(&self.pod_env)?);
+        }
+        if !demanded.is_empty() {
             yaml.push_str("pcrs:\n");
         }
-        for (index, pcr) in &self.pcr {
+        for (index, pcr) in &demanded {
             let _ = writeln!(yaml, "  {}", entry(*index, pcr));
         }
         let nonce = if self.no_nonce { "waived" } else { "required" };

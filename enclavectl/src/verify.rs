@@ -90,7 +90,7 @@ pub(crate) fn judge(
     match expected.verifier().verify(document, clock) {
         Ok(verified) => {
             let checked = Checked { measurements: expected.measurements, nonce, handshake: false };
-            Report::new(&verified, clock, checked, expected.build_name(verified.build())).print(json)?;
+            Report::new(&verified, clock, checked, expected).print(json)?;
             Ok(0)
         }
         Err(refusal) => {

@@ -141,6 +141,19 @@ pub async fn relay_with(
     relay_witnessed(tcp, vsock, counters, options, NOBODY).await
 }
 
+/// [`relay_with`] over anything that ends at a vsock, such as TLS on one.
+pub async fn relay_over<S: AsyncRead + AsyncWrite + Unpin>(
+    tcp: TcpStream,
+    vsock: &mut S,
+    counters: &Counters,
+    options: Options,
+) -> Result<Moved, RelayError> {
+    let mut tcp = Client { stream: tcp, whole: false };
+    let outcome = carry_with(&mut tcp.stream, vsock, counters, options).await;
+    tcp.whole = outcome.is_ok();
+    outcome
+}
+
 /// [`relay_with`] and a witness, for ends of stream that may be the far end's death.
 ///
 /// A context that dies looks on a vsock like one that has ended its streams.

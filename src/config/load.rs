@@ -218,7 +218,7 @@ cid: 21
 ingress:
   - {listen: "0.0.0.0:8080", port: 80}
   - {listen: "[::]:8443", sni: {a.example.com: 443}, accept_proxy: true, send_proxy: true}
-http: {listen: "127.0.0.1:9999"}
+http: {listen: "127.0.0.1:9999", tls: {certificate: /tls/tls.crt, key: /tls/tls.key}}
 admin: {socket: /tmp/admin.sock}
 sandbox: false
 drain: {accept: "1s", grace: "250ms"}

@@ -79,6 +79,19 @@ pub(crate) struct Http {
     /// Where it listens. Default: 127.0.0.1:9090; kubelet's probes and
     /// attestation clients need 0.0.0.0:9090.
     pub(crate) listen: SocketAddr,
+    /// TLS 1.3 on that address instead of plain HTTP, kubelet's probes included
+    /// (`scheme: HTTPS`). Read once, at the start. Default: plain HTTP.
+    pub(crate) tls: Option<HttpTls>,
+}
+
+/// The HTTP server's own certificate. It vouches for the pod, not for the enclave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HttpTls {
+    /// A PEM file: the certificate, then its issuers.
+    pub(crate) certificate: PathBuf,
+    /// A PEM file: the private key, not encrypted.
+    pub(crate) key: PathBuf,
 }
 
 /// How names of the workload's targets are resolved.
@@ -254,7 +267,7 @@ impl Default for Log {
 
 impl Default for Http {
     fn default() -> Http {
-        Http { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+        Http { listen: SocketAddr::from(([127, 0, 0, 1], 9090)), tls: None }
     }
 }
 

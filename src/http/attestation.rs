@@ -1,8 +1,10 @@
 //! /v1/attestation: a nonce in, a document out.
 //!
-//! Answers: 200, 400 bad nonce, 405, 413, 429 queue full, 502 agent trouble,
-//! 503 not serving, 504 agent too slow. Errors are `{"error": TEXT}`.
+//! Answers: 200, 400 bad nonce, 405, 408, 413, 429 queue full, 502 agent trouble,
+//! 503 not serving, 504 agent too slow. Errors are `{"error": TEXT}`. No page of
+//! another origin may read them: there is no CORS header, and none is wanted.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -21,7 +23,7 @@ use crate::attestation::{NoDocument, Nonce};
 const LONGEST_BODY: usize = 4 * 1024;
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 
-pub(super) async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer {
+pub(super) async fn answer(request: Request<Incoming>, pages: &Pages, client: IpAddr) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return not_allowed("GET, POST");
     }
@@ -33,7 +35,7 @@ pub(super) async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer 
         Ok(nonce) => nonce,
         Err((code, reason)) => return error(code, &reason),
     };
-    match pages.attestation.document(nonce).await {
+    match pages.attestation.document(client, nonce).await {
         Ok(document) if raw => typed(StatusCode::OK, "application/cbor", document),
         Ok(document) => {
             let json = serde_json::json!({ "document": STANDARD.encode(document) });
@@ -73,14 +75,15 @@ async fn read_nonce(request: Request<Incoming>) -> Result<Nonce, (StatusCode, St
 
 fn refusal(reason: &NoDocument) -> Answer {
     let code = match reason {
-        NoDocument::Full => StatusCode::TOO_MANY_REQUESTS,
+        NoDocument::Full { .. } => StatusCode::TOO_MANY_REQUESTS,
         NoDocument::NotRunning => StatusCode::SERVICE_UNAVAILABLE,
         NoDocument::Refused(_) | NoDocument::Unreachable(_) => StatusCode::BAD_GATEWAY,
         NoDocument::Late => StatusCode::GATEWAY_TIMEOUT,
     };
     let mut answer = error(code, &reason.to_string());
-    if code == StatusCode::TOO_MANY_REQUESTS {
-        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    if let NoDocument::Full { retry_after } = reason {
+        let seconds = HeaderValue::from(retry_after.as_secs_f64().ceil() as u64);
+        answer.headers_mut().insert(RETRY_AFTER, seconds);
     }
     answer
 }

@@ -7,13 +7,16 @@
 //! GET  /v1/attestation?nonce=HEX | ?nonce_base64=BASE64
 //! POST /v1/attestation   {"nonce": HEX} | {"nonce_base64": BASE64}
 //! ```
-//! Everything that a client sends is bounded in size and time.
+//! Everything that a client sends is bounded in size and time, and what one
+//! address may hold in number. Over TLS where `http.tls` names a certificate.
 
 mod attestation;
 mod nonce;
+mod places;
+pub(crate) mod tls;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +29,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::sleep;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,9 +42,8 @@ use crate::attestation::Attestation;
 use crate::proxy::BindError;
 use crate::supervisor::Status;
 use crate::timeline::{Step, Timeline};
+use places::Places;
 
-/// Clients at a time; the kernel's backlog holds the next ones.
-const CLIENTS: usize = 256;
 /// A request's head must arrive within this time, and no connection idles longer.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of a request's head.
@@ -67,24 +72,27 @@ pub(crate) async fn bind(listen: SocketAddr) -> Result<TcpListener, BindError> {
 }
 
 /// Serves until `stop`, then lets requests that are being answered finish.
-pub(crate) async fn serve(listener: TcpListener, pages: Pages, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    pages: Pages,
+    stop: CancellationToken,
+) {
+    let tls = tls.map(TlsAcceptor::from);
     let clients = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(CLIENTS));
+    let places = Arc::new(Places::default());
     loop {
-        let place = tokio::select! {
-            () = stop.cancelled() => break,
-            // The semaphore is never closed.
-            Ok(place) = Arc::clone(&places).acquire_owned() => place,
-        };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((client, _)) => {
-                let (pages, stop) = (pages.clone(), stop.clone());
+            Ok((client, address)) => {
+                // Closed at once: a client that waits in silence learns nothing.
+                let Some(place) = places.take(address.ip()) else { continue };
+                let (tls, pages, stop) = (tls.clone(), pages.clone(), stop.clone());
                 clients.spawn(async move {
-                    converse(client, pages, stop).await;
+                    welcome(client, address.ip(), tls, pages, stop).await;
                     drop(place);
                 });
             }
@@ -101,12 +109,34 @@ pub(crate) async fn serve(listener: TcpListener, pages: Pages, stop: Cancellatio
     clients.wait().await;
 }
 
-async fn converse(client: TcpStream, pages: Pages, stop: CancellationToken) {
+/// Shakes hands first, where the listener has a certificate.
+async fn welcome(
+    client: TcpStream,
+    address: IpAddr,
+    tls: Option<TlsAcceptor>,
+    pages: Pages,
+    stop: CancellationToken,
+) {
     // Fails only on a connection that is gone.
     let _ = client.set_nodelay(true);
+    let Some(tls) = tls else { return converse(client, address, pages, stop).await };
+    let shaken = stop.run_until_cancelled(timeout(HEAD_WITHIN, tls.accept(client))).await;
+    match shaken {
+        Some(Ok(Ok(client))) => converse(client, address, pages, stop).await,
+        Some(Ok(Err(error))) => tracing::debug!(%error, "an HTTP client's handshake failed"),
+        Some(Err(_)) | None => {}
+    }
+}
+
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    client: S,
+    address: IpAddr,
+    pages: Pages,
+    stop: CancellationToken,
+) {
     let service = service_fn(move |request| {
         let pages = pages.clone();
-        async move { Ok::<_, Infallible>(answer(request, &pages).await) }
+        async move { Ok::<_, Infallible>(answer(request, &pages, address).await) }
     });
     let mut connection = std::pin::pin!(
         http1::Builder::new()
@@ -127,10 +157,10 @@ async fn converse(client: TcpStream, pages: Pages, stop: CancellationToken) {
     }
 }
 
-async fn answer(request: Request<Incoming>, pages: &Pages) -> Answer {
+async fn answer(request: Request<Incoming>, pages: &Pages, client: IpAddr) -> Answer {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.uri().path() {
-        "/v1/attestation" => attestation::answer(request, pages).await,
+        "/v1/attestation" => attestation::answer(request, pages, client).await,
         "/healthz" | "/readyz" | "/metrics" if !reads => not_allowed("GET, HEAD"),
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => readyz(pages),
@@ -178,3 +208,6 @@ fn typed(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
+
+#[cfg(test)]
+mod tests;

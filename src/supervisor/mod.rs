@@ -64,6 +64,8 @@ const LAUNCH_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Wiring {
     pub(crate) admin: Option<UnixListener>,
+    /// TLS of the HTTP server, whose files cannot be read later.
+    pub(crate) http_tls: Option<Arc<rustls::ServerConfig>>,
     pub(crate) confinement: Confinement,
     /// Print the enclave's identity on stdout once the workload is ready.
     pub(crate) print_identity: bool,
@@ -178,7 +180,7 @@ impl Supervisor {
             timeline: Arc::clone(&timeline),
             debug: config.debug,
         };
-        tasks.spawn(http::serve(http, pages, stop.clone()));
+        tasks.spawn(http::serve(http, wiring.http_tls, pages, stop.clone()));
         let (console, identity) = (Console::default(), Arc::new(OnceLock::new()));
         if let Some(listener) = wiring.admin {
             let room = Room {

@@ -27,6 +27,7 @@ pub use frame::{FrameError, FrameReader, MAX_FRAME, encode};
 pub use message::{
     AnnouncedRequest, Attach, AttestationAnswer, AttestationOutcome, AttestationRequest, ExitStatus,
     Greeting, Hello, LogLine, LogMessage, LogStream, PROTOCOL, Phase, Refusal, ToAgent, ToShim, Undialled,
+    Variable,
 };
 pub use proxy::{ProxyError, ProxyHeader};
 pub use token::SessionToken;

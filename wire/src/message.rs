@@ -147,6 +147,14 @@ pub enum ToAgent {
         #[n(1)]
         reason: Undialled,
     },
+    /// The answer to [`ToShim::EnvironmentWanted`].
+    #[n(6)]
+    Environment {
+        /// What the pod has of the wanted names; at most
+        /// [`Variable::ALL_MAX`] bytes of names and values together.
+        #[n(0)]
+        variables: Vec<Variable>,
+    },
 }
 
 /// Why the shim does not connect the workload to where it wants. A closed set:
@@ -233,6 +241,27 @@ pub struct Attach {
     pub stream: u64,
 }
 
+/// One variable of the pod's environment.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Variable {
+    /// One of the names that the image's settings allow.
+    #[n(0)]
+    pub name: String,
+    /// Without NUL bytes.
+    #[n(1)]
+    pub value: String,
+}
+
+impl Variable {
+    /// Bytes of all names and values together: a frame holds them.
+    pub const ALL_MAX: usize = 16 * 1024;
+
+    /// Bytes of the names and values of `variables`.
+    pub fn size_of_all(variables: &[Variable]) -> usize {
+        variables.iter().map(|Variable { name, value }| name.len() + value.len()).sum()
+    }
+}
+
 /// Agent to shim, on the control connection. Every phase so far is sent right
 /// after the greeting; whatever was said before a reconnect and still matters
 /// (an exit, a failure) is said again.
@@ -281,6 +310,14 @@ pub enum ToShim {
         /// The TCP port.
         #[n(2)]
         port: u16,
+    },
+    /// The workload waits for these variables of the pod. Said on every
+    /// connection; the first answer counts.
+    #[n(5)]
+    EnvironmentWanted {
+        /// Their names, of which the pod need not have any.
+        #[n(0)]
+        names: Vec<String>,
     },
 }
 

@@ -47,6 +47,31 @@ pub struct Settings {
     /// the image build has checked. Without any there is no way out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<String>,
+    /// Where the agent ends TLS in the workload's place.
+    #[serde(default, skip_serializing_if = "AttestedTls::is_off")]
+    pub attested_tls: AttestedTls,
+    /// Names of variables whose values come from the pod: measured in PCR16
+    /// before the workload starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_env: Vec<String>,
+}
+
+/// Attested TLS, ended by the agent with a key that is born in the enclave.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttestedTls {
+    /// Ingress ports: clients speak TLS, the workload gets plain bytes there.
+    pub ports: Vec<u16>,
+    /// Whether clients may have a document made for their very session.
+    #[serde(default)]
+    pub session: bool,
+}
+
+impl AttestedTls {
+    /// True when no port is named.
+    pub fn is_off(&self) -> bool {
+        self.ports.is_empty()
+    }
 }
 
 /// When a workload counts as ready.
@@ -139,6 +164,20 @@ pub enum SettingsError {
         /// `zero`, `listed twice` or `kept by the agent`.
         why: &'static str,
     },
+    /// A port of attested TLS is no ingress port.
+    #[error("attested_tls port {port} is not an ingress port")]
+    AttestedTls {
+        /// The port.
+        port: u16,
+    },
+    /// A name that no program reads, or that is listed twice.
+    #[error("pod_env name {name:?} is {why}")]
+    PodEnv {
+        /// As given.
+        name: String,
+        /// `not letters, digits and _` or `listed twice`.
+        why: &'static str,
+    },
 }
 
 impl Settings {
@@ -175,7 +214,26 @@ impl Settings {
         if let Some(variable) = self.env.iter().find(|variable| variable.find('=').is_none_or(|at| at == 0)) {
             return Err(SettingsError::Variable { variable: variable.clone() });
         }
-        self.check_ingress()
+        self.check_ingress()?;
+        let stray = self.attested_tls.ports.iter().find(|port| !self.ingress.contains(port));
+        if let Some(&port) = stray {
+            return Err(SettingsError::AttestedTls { port });
+        }
+        self.check_pod_env()
+    }
+
+    fn check_pod_env(&self) -> Result<(), SettingsError> {
+        for (index, name) in self.pod_env.iter().enumerate() {
+            let why = if !is_name(name) {
+                "not letters, digits and _"
+            } else if self.pod_env[..index].contains(name) {
+                "listed twice"
+            } else {
+                continue;
+            };
+            return Err(SettingsError::PodEnv { name: name.clone(), why });
+        }
+        Ok(())
     }
 
     fn check_ingress(&self) -> Result<(), SettingsError> {
@@ -196,6 +254,13 @@ impl Settings {
             None => Ok(()),
         }
     }
+}
+
+/// A name as shells know it. Source: POSIX.1-2024, XBD 3.216.
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 fn root() -> String {
@@ -238,6 +303,11 @@ mod tests {
             (r#"{"argv":["/a"],"ingress":[5703]}"#, "port 5703 is kept by the agent"),
             (r#"{"argv":["/a"],"ingress":[80],"proxy_protocol":[81]}"#, "port 81 is not one of ingress"),
             (r#"{"argv":["/a"],"logs":"all"}"#, "not valid"),
+            (r#"{"argv":["/a"],"attested_tls":{"ports":[443]}}"#, "port 443 is not an ingress port"),
+            (r#"{"argv":["/a"],"pod_env":["A","A"]}"#, "name \"A\" is listed twice"),
+            (r#"{"argv":["/a"],"pod_env":["A=b"]}"#, "name \"A=b\" is not letters"),
+            (r#"{"argv":["/a"],"pod_env":["1A"]}"#, "name \"1A\" is not letters"),
+            (r#"{"argv":["/a"],"pod_env":[""]}"#, "name \"\" is not letters"),
         ] {
             let error = Settings::from_json(json.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(message), "{json}: {error}");

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -62,7 +63,11 @@ impl BootImage {
             role_arn: node.config.role_arn.clone(),
         };
         let identity = nsm::ModuleId::new(node.instance.clone(), slot.uid);
-        Ok(nsm::Module::new(node.authority.clone(), identity, &measured, debug, nsm::Clock::system()))
+        let mut module =
+            nsm::Module::new(node.authority.clone(), identity, &measured, debug, nsm::Clock::system());
+        let delay = Duration::from_millis(node.config.nsm_delay_ms);
+        module.set_faults(nsm::Faults { delay, ..nsm::Faults::default() });
+        Ok(module)
     }
 }
 

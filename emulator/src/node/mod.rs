@@ -79,6 +79,8 @@ pub(crate) struct Config {
     pub(crate) large_writes: LargeWrites,
     /// ARN of the instance's IAM role, for PCR3.
     pub(crate) role_arn: Option<String>,
+    /// Milliseconds that the security module takes for every request.
+    pub(crate) nsm_delay_ms: u64,
     /// What runs enclaves.
     pub(crate) engine: Engine,
     /// QEMU of the qemu engine.
@@ -128,6 +130,9 @@ pub(crate) struct ConfigWishes {
     /// IAM role of the pretended instance, for PCR3 [default: none]
     #[arg(long, value_name = "ARN")]
     pub(crate) role_arn: Option<String>,
+    /// How long the security module takes for every request, in milliseconds [default: 0]
+    #[arg(long = "nsm-delay", value_name = "MS", value_parser = clap::value_parser!(u64).range(..=60_000))]
+    pub(crate) nsm_delay_ms: Option<u64>,
 }
 
 impl Config {
@@ -140,6 +145,7 @@ impl Config {
             max_regions: wishes.max_regions.unwrap_or(65536),
             large_writes: wishes.large_writes.unwrap_or_default(),
             role_arn: wishes.role_arn,
+            nsm_delay_ms: wishes.nsm_delay_ms.unwrap_or_default(),
             engine: wishes.engine.unwrap_or_default(),
             qemu: wishes.qemu.unwrap_or_else(vm::default_program),
             accelerator: wishes.accelerator.unwrap_or_default(),
@@ -163,6 +169,7 @@ impl Config {
             .or_else(|| differs("--max-regions", &wishes.max_regions, &self.max_regions))
             .or_else(|| differs("--large-writes", &wishes.large_writes, &self.large_writes))
             .or_else(|| differs("--role-arn", &wishes.role_arn.as_ref().map(Some), &self.role_arn.as_ref()))
+            .or_else(|| differs("--nsm-delay", &wishes.nsm_delay_ms, &self.nsm_delay_ms))
     }
 }
 

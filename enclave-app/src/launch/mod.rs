@@ -22,12 +22,15 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Pid, Uid, dup2_stdin, fchown};
+use nix::unistd::{Gid, Pid, Uid, dup2_stdin, fchown, fchownat};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use wire::settings::{NsmAccess, Ready, Settings, SettingsError, VsockAccess};
 
+use crate::environment::Environment;
 use crate::log::{chain, log};
 use crate::logs::Outputs;
 use identity::{Identity, IdentityError};
@@ -39,7 +42,10 @@ use root::{Root, RootError};
 pub(crate) const MODE: &str = "launch-workload";
 /// Where the agent binds the workload's notify socket; see [`root::AGENT_RUN`].
 pub(crate) const NOTIFY_PATH: &str = "/run/workload/notify.sock";
-/// The same socket as the workload sees it.
+/// Where the agent binds the socket on which the workload asks the NSM; the
+/// workload sees it at /run/enclave/agent.sock.
+pub(crate) const LOCAL_PATH: &str = "/run/workload/agent.sock";
+/// The notify socket as the workload sees it.
 const NOTIFY_SEEN: &str = "/run/enclave/notify.sock";
 
 /// The workload's /etc/resolv.conf, where the settings allow egress.
@@ -65,8 +71,14 @@ pub(crate) struct Launcher {
 pub(crate) struct Report(PipeReader);
 
 /// Starts the launcher. Its end, or the workload's, is taken by [`crate::children`].
-/// Without `outputs` it writes to the console.
-pub(crate) fn start(settings: &Path, rootfs: &Path, outputs: Option<Outputs>) -> io::Result<Launcher> {
+/// Without `outputs` it writes to the console. The pod's variables travel in
+/// the launcher's own environment.
+pub(crate) fn start(
+    settings: &Path,
+    rootfs: &Path,
+    outputs: Option<Outputs>,
+    pod: &Environment,
+) -> io::Result<Launcher> {
     let (report, said) = io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
     if let Some(Outputs { stdout, stderr }) = outputs {
@@ -77,6 +89,7 @@ pub(crate) fn start(settings: &Path, rootfs: &Path, outputs: Option<Outputs>) ->
         .arg(MODE)
         .args([settings, rootfs])
         .env_clear()
+        .envs(pod.variables().map(|(name, value)| (name, value)))
         // The one descriptor besides the console that a child can be given.
         .stdin(Stdio::from(OwnedFd::from(said)))
         .process_group(0)
@@ -101,6 +114,8 @@ impl Report {
 enum LaunchError {
     #[error("cannot prepare the workload's standard input")]
     Input(#[source] io::Error),
+    #[error("cannot give the agent's socket {LOCAL_PATH} to the workload's user")]
+    Local(#[source] Errno),
     #[error("cannot read the settings")]
     Unreadable(#[source] io::Error),
     #[error(transparent)]
@@ -170,17 +185,36 @@ fn launch(settings: &Path, rootfs: &Path) -> Result<std::convert::Infallible, La
     let root = Root {
         nsm: settings.nsm == NsmAccess::Direct,
         vsock: settings.vsock == VsockAccess::Allow,
-        notify: settings.ready == Ready::Notify,
+        agent: settings.ready == Ready::Notify || settings.nsm == NsmAccess::Socket,
         resolver: !settings.egress.is_empty(),
     };
+    // Where it is seen it can be used and not changed, so this way to it is kept.
+    let local = open_local(&settings)?;
     root.enter(rootfs)?;
     let identity = Identity::resolve(&settings.user)?;
+    if let Some(local) = local {
+        give_local(&local, &identity)?;
+    }
     stdin_from_null().map_err(LaunchError::Input)?;
     give_devices(&identity, root.nsm);
     enter_workdir(&settings.workdir)?;
     rights::drop_to(&identity, settings.vsock)?;
     let environment = environment(&settings, &identity);
     Ok(program::exec(&settings.argv, &environment)?)
+}
+
+fn open_local(settings: &Settings) -> Result<Option<OwnedFd>, LaunchError> {
+    if settings.nsm != NsmAccess::Socket {
+        return Ok(None);
+    }
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    open(LOCAL_PATH, flags, Mode::empty()).map(Some).map_err(LaunchError::Local)
+}
+
+/// Only its owner may connect, and the agent compares again.
+fn give_local(local: &OwnedFd, identity: &Identity) -> Result<(), LaunchError> {
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    fchownat(local, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH).map_err(LaunchError::Local)
 }
 
 fn stdin_from_null() -> io::Result<()> {
@@ -205,7 +239,7 @@ fn enter_workdir(path: &str) -> Result<(), LaunchError> {
         .map_err(|source| LaunchError::Workdir { path: path.to_owned(), source })
 }
 
-/// The settings' variables, and those that every container has.
+/// Those that every container has, the settings', the pod's: the last counts.
 fn environment(settings: &Settings, identity: &Identity) -> Vec<(String, String)> {
     let mut variables =
         vec![("PATH".to_owned(), DEFAULT_PATH.to_owned()), ("HOME".to_owned(), identity.home.clone())];
@@ -214,6 +248,9 @@ fn environment(settings: &Settings, identity: &Identity) -> Vec<(String, String)
     }
     let own = settings.env.iter().filter_map(|variable| variable.split_once('='));
     variables.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    // This process was given nothing but what the settings name.
+    let pod = settings.pod_env.iter().filter_map(|name| Some((name.clone(), std::env::var(name).ok()?)));
+    variables.extend(pod);
     variables
 }
 

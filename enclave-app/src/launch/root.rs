@@ -6,7 +6,7 @@
 //! /proc        the enclave's; settings of the kernel read-only, its memory hidden
 //! /sys         the enclave's, read-only
 //! /tmp, /run   a tmpfs where the image has the empty directory
-//! /run/enclave what the agent shows: the notify socket
+//! /run/enclave what the agent shows: its sockets
 //! /etc/resolv.conf  the agent's, where the settings allow egress
 //! ```
 //! uid 0 must find no way out: what is behind these mounts is taken away
@@ -53,7 +53,7 @@ pub(super) struct Root {
     /// /dev/vsock.
     pub(super) vsock: bool,
     /// The agent's directory.
-    pub(super) notify: bool,
+    pub(super) agent: bool,
     /// The agent's /etc/resolv.conf.
     pub(super) resolver: bool,
 }
@@ -90,7 +90,7 @@ impl Root {
                 mount_tmpfs(&rootfs.join(name), QUIET, options)?;
             }
         }
-        if self.notify {
+        if self.agent {
             let (agent, workload) = AGENT_RUN;
             make_directory(&rootfs.join("run"), 0o755)?;
             let seen = make_directory(&rootfs.join(workload), 0o755)?;

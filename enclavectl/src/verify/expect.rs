@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use attestation::{Fingerprint, Pcr, Policy, PolicyFile, RevocationLists, TrustAnchors, Verifier};
+use attestation::{
+    Fingerprint, Pcr, Policy, PolicyFile, RevocationLists, TrustAnchors, Verifier, environment,
+};
 
 use super::input;
 use crate::failure::{Blame, Failure, OrBlame};
@@ -68,14 +70,17 @@ struct MeasurementArgs {
     /// Any other expected register (repeatable)
     #[arg(long, value_name = "INDEX=HEX", value_parser = register)]
     pcr: Vec<(u8, Pcr)>,
+    /// Expect that the pod set this variable, and no other than those so named: PCR16 (repeatable)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pod_env: Vec<Variable>,
     /// Expect the measurements of this enclave image
     #[arg(long, value_name = "FILE")]
     eif: Option<PathBuf>,
     /// Expect what this policy file says (see `enclavectl policy`)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8", "pcr", "eif"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8", "pcr", "eif", "pod_env"])]
     policy: Option<PathBuf>,
     /// Accept any application: this proves only that some enclave signed
-    #[arg(long, conflicts_with_all = ["pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8", "pcr", "eif", "policy"])]
+    #[arg(long, conflicts_with_all = ["pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8", "pcr", "eif", "pod_env", "policy"])]
     any_measurement: bool,
 }
 
@@ -86,6 +91,8 @@ pub(crate) struct Expected {
     file: Option<PolicyFile>,
     /// Whether some measurement is compared at all.
     pub(crate) measurements: bool,
+    /// The pod's variables that PCR16 is compared with.
+    pub(crate) pod_env: Vec<Variable>,
 }
 
 impl Expected {
@@ -137,7 +144,8 @@ impl Expectations {
         if let Some(lists) = self.revocation_lists()? {
             verifier = verifier.with_revocation_lists(lists);
         }
-        Ok(Expected { policy, verifier, file, measurements: !self.measurements.any_measurement })
+        let measurements = !self.measurements.any_measurement;
+        Ok(Expected { policy, verifier, file, measurements, pod_env: self.measurements.pod_env.clone() })
     }
 
     fn revocation_lists(&self) -> Result<Option<RevocationLists>, Failure> {
@@ -182,6 +190,9 @@ impl MeasurementArgs {
         if let Some(path) = &self.eif {
             build.extend(input::measure(path)?);
         }
+        if !self.pod_env.is_empty() {
+            build.push(pod_register(&self.pod_env)?);
+        }
         if build.is_empty() {
             let missing = "say what is expected: --policy, --eif, --pcr0 and so on, or --any-measurement";
             return Err(Failure::new(Blame::Usage, anyhow!(missing)));
@@ -195,6 +206,39 @@ pub(crate) fn read_policy(path: &Path) -> Result<PolicyFile, Failure> {
     let yaml = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let yaml = yaml.or_blame(Blame::NoInput)?;
     PolicyFile::parse(&yaml).with_context(|| path.display().to_string()).or_blame(Blame::Usage)
+}
+
+/// A variable of the pod, as it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Variable {
+    name: String,
+    value: String,
+}
+
+impl std::fmt::Display for Variable {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}={}", self.name, self.value)
+    }
+}
+
+pub(crate) fn variable(text: &str) -> Result<Variable, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            Ok(Variable { name: name.to_owned(), value: value.to_owned() })
+        }
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+/// The register of the pod's environment and its value.
+pub(crate) fn pod_register(variables: &[Variable]) -> Result<(u8, Pcr), Failure> {
+    let mut names: Vec<&str> = variables.iter().map(|variable| variable.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Failure::new(Blame::Usage, anyhow!("--pod-env names {} twice", pair[0])));
+    }
+    let pairs = variables.iter().map(|Variable { name, value }| (name.as_str(), value.as_str()));
+    Ok((environment::REGISTER, environment::pcr(pairs)))
 }
 
 /// Bytes given as hexadecimal digits.

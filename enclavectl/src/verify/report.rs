@@ -7,6 +7,8 @@ use std::time::SystemTime;
 use attestation::{Class, Clock, Verified};
 use serde::{Serialize, Serializer};
 
+use super::expect::Expected;
+
 /// Everything that a verified document says. Byte strings are hexadecimal,
 /// times RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
@@ -21,6 +23,9 @@ pub(crate) struct Report {
     checked: Checked,
     /// Name of the accepted build, where a policy file lists it.
     build: Option<String>,
+    /// The pod's variables that PCR16 holds, where they were given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pod_env: Vec<String>,
     debug: bool,
     root_fingerprint: String,
     pcrs: BTreeMap<Register, String>,
@@ -53,7 +58,8 @@ struct Refusal<'a> {
 struct Register(u8);
 
 impl Report {
-    pub(crate) fn new(verified: &Verified<'_>, clock: Clock, checked: Checked, build: Option<&str>) -> Self {
+    /// What was expected by name is told by name.
+    pub(crate) fn new(verified: &Verified<'_>, clock: Clock, checked: Checked, expected: &Expected) -> Self {
         Self {
             verified: true,
             module_id: verified.module_id().to_owned(),
@@ -67,7 +73,8 @@ impl Report {
                 Clock::DocumentTime => "document-time",
             },
             checked,
-            build: build.map(str::to_owned),
+            build: expected.build_name(verified.build()).map(str::to_owned),
+            pod_env: expected.pod_env.iter().map(ToString::to_string).collect(),
             debug: verified.is_debug(),
             root_fingerprint: hex::encode(verified.root_fingerprint()),
             pcrs: verified.pcrs().map(|(index, pcr)| (Register(index), hex::encode(pcr))).collect(),
@@ -104,6 +111,9 @@ impl Report {
         }
         if let Some(build) = &self.build {
             writeln!(out, "build     {build}")?;
+        }
+        for variable in &self.pod_env {
+            writeln!(out, "pod env   {}", variable.escape_debug())?;
         }
         writeln!(out, "module    {}", self.module_id)?;
         writeln!(out, "region    {}", self.region)?;

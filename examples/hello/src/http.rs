@@ -7,6 +7,7 @@
 //! GET  /bytes/N     N known bytes    POST /abort       the process dies of SIGSEGV
 //! GET  /slow/MS     after MS ms      GET  /probe       JSON: what it may do
 //! GET  /last        what port 8082 counted last
+//! any  /agent/PATH  the agent's answer to the same request at /PATH, see [`agent`]
 //! ```
 
 use std::convert::Infallible;
@@ -29,7 +30,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{count, probe};
+use crate::{agent, count, probe};
 
 const PAGE: &str = "<!doctype html><title>hello</title><h1>Hello from an enclave</h1>\n";
 /// `/bytes` repeats this many values: a prime, so that no buffer size hides a shift.
@@ -90,7 +91,29 @@ async fn answer(request: Request<Incoming>) -> Answer {
         (&Method::POST, "abort", "") => match raise(Signal::SIGSEGV).and_then(|()| raise(Signal::SIGSEGV)) {
             Ok(()) | Err(_) => status(StatusCode::INTERNAL_SERVER_ERROR),
         },
+        (_, "agent", _) => ask_agent(request).await,
         _ => status(StatusCode::NOT_FOUND),
+    }
+}
+
+/// Anybody may ask here: this is an instrument. A workload that lets clients
+/// choose what it has signed vouches for them (docs/attestation.md).
+async fn ask_agent(request: Request<Incoming>) -> Answer {
+    let (head, body) = request.into_parts();
+    let target = head.uri.path_and_query().map_or("", |target| target.as_str());
+    let path = target.trim_start_matches("/agent").to_owned();
+    let Ok(body) = body.collect().await else { return status(StatusCode::BAD_REQUEST) };
+    match agent::ask(head.method, &path, body.to_bytes()).await {
+        Ok((code, body)) => {
+            let mut answer = typed("application/json", body);
+            *answer.status_mut() = code;
+            answer
+        }
+        Err(error) => {
+            let mut answer = typed("text/plain", format!("{error:#}\n"));
+            *answer.status_mut() = StatusCode::BAD_GATEWAY;
+            answer
+        }
     }
 }
 

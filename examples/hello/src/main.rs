@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! 8080  HTTP/1.1, see [`http`]
+//! 8443  the same; for the agent to put TLS before it (`attested_tls` in the manifest)
 //! 8081  raw TCP: counts what comes, answers after the peer's half-close, see [`count`]
 //! 8082  raw TCP: half-closes first, counts what still comes, see [`count`]
 //! ```
@@ -10,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod count;
 mod http;
 mod probe;
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const HTTP_PORT: u16 = 8080;
+const ATTESTED_PORT: u16 = 8443;
 const COUNT_PORT: u16 = 8081;
 const SHUT_DOWN_PORT: u16 = 8082;
 
@@ -33,12 +36,14 @@ async fn main() -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let connections = TaskTracker::new();
     let web = listen(HTTP_PORT).await?;
+    let attested = listen(ATTESTED_PORT).await?;
     let counter = listen(COUNT_PORT).await?;
     let shut_down = listen(SHUT_DOWN_PORT).await?;
     println!("hello: listening on {HTTP_PORT} and {COUNT_PORT}");
     notify()?;
     tokio::join!(
         accept(web, &connections, &stop, |stream| http::serve(stream, stop.clone())),
+        accept(attested, &connections, &stop, |stream| http::serve(stream, stop.clone())),
         accept(counter, &connections, &stop, count::serve),
         accept(shut_down, &connections, &stop, count::serve_shut_down),
         async {

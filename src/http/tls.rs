@@ -1,0 +1,56 @@
+//! TLS of the listener, by a certificate that the operator supplies. It says who
+//! the pod is and keeps nonces from the network's eyes; who the *enclave* is,
+//! only a document says.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
+
+use crate::config;
+use crate::exit::{Blame, Exit};
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    #[error("cannot read the {what} of http.tls, {}", .path.display())]
+    Unreadable { what: &'static str, path: PathBuf, source: pem::Error },
+    #[error("{} of http.tls holds no certificate", .path.display())]
+    NoCertificate { path: PathBuf },
+    #[error("certificate and key of http.tls cannot be used")]
+    Unusable(#[source] rustls::Error),
+}
+
+impl Blame for TlsError {
+    fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+
+    fn fix(&self) -> String {
+        "give http.tls.certificate (PEM, leaf first) and http.tls.key (PEM, unencrypted) of one pair".into()
+    }
+}
+
+/// Reads the files of `tls`. Has to be done while files can be read.
+pub(crate) fn server(tls: &config::HttpTls) -> Result<Arc<ServerConfig>, TlsError> {
+    let unreadable = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| TlsError::Unreadable { what, path, source }
+    };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&tls.certificate)
+        .and_then(Iterator::collect)
+        .map_err(unreadable("certificate", &tls.certificate))?;
+    if chain.is_empty() {
+        return Err(TlsError::NoCertificate { path: tls.certificate.clone() });
+    }
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(unreadable("key", &tls.key))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    // The generator is seeded here: later no file can be opened.
+    let _ = provider.secure_random.fill(&mut [0; 32]);
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
+    Ok(Arc::new(config.map_err(TlsError::Unusable)?))
+}
