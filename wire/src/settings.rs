@@ -170,6 +170,12 @@ pub enum SettingsError {
         /// The port.
         port: u16,
     },
+    /// The first bytes of one connection cannot be both.
+    #[error("port {port} is one of proxy_protocol and of attested_tls: the agent ends TLS or passes a header on")]
+    TwoFirstBytes {
+        /// The port.
+        port: u16,
+    },
     /// A name that no program reads, or that is listed twice.
     #[error("pod_env name {name:?} is {why}")]
     PodEnv {
@@ -218,6 +224,10 @@ impl Settings {
         let stray = self.attested_tls.ports.iter().find(|port| !self.ingress.contains(port));
         if let Some(&port) = stray {
             return Err(SettingsError::AttestedTls { port });
+        }
+        let both = self.attested_tls.ports.iter().find(|port| self.proxy_protocol.contains(port));
+        if let Some(&port) = both {
+            return Err(SettingsError::TwoFirstBytes { port });
         }
         self.check_pod_env()
     }
@@ -304,6 +314,10 @@ mod tests {
             (r#"{"argv":["/a"],"ingress":[80],"proxy_protocol":[81]}"#, "port 81 is not one of ingress"),
             (r#"{"argv":["/a"],"logs":"all"}"#, "not valid"),
             (r#"{"argv":["/a"],"attested_tls":{"ports":[443]}}"#, "port 443 is not an ingress port"),
+            (
+                r#"{"argv":["/a"],"ingress":[443],"proxy_protocol":[443],"attested_tls":{"ports":[443]}}"#,
+                "port 443 is one of proxy_protocol and of attested_tls",
+            ),
             (r#"{"argv":["/a"],"pod_env":["A","A"]}"#, "name \"A\" is listed twice"),
             (r#"{"argv":["/a"],"pod_env":["A=b"]}"#, "name \"A=b\" is not letters"),
             (r#"{"argv":["/a"],"pod_env":["1A"]}"#, "name \"1A\" is not letters"),
