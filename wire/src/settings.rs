@@ -171,7 +171,9 @@ pub enum SettingsError {
         port: u16,
     },
     /// The first bytes of one connection cannot be both.
-    #[error("port {port} is one of proxy_protocol and of attested_tls: the agent ends TLS or passes a header on")]
+    #[error(
+        "port {port} is one of proxy_protocol and of attested_tls: the agent ends TLS or passes a header on"
+    )]
     TwoFirstBytes {
         /// The port.
         port: u16,
