@@ -9,6 +9,8 @@ use wire::Variable;
 
 use crate::exit::{Exit, Failure};
 
+const FIX: &str = "correct the variable in the pod's manifest (env)";
+
 /// What this process has of `names`.
 pub(crate) fn of_pod(names: &[String]) -> Result<Vec<Variable>, Failure> {
     let mut variables = Vec::new();
@@ -17,22 +19,22 @@ pub(crate) fn of_pod(names: &[String]) -> Result<Vec<Variable>, Failure> {
             Ok(value) => variables.push(Variable { name: name.clone(), value }),
             Err(VarError::NotPresent) => {}
             Err(VarError::NotUnicode(_)) => {
-                return Err(unusable(format!("the variable {name} is not UTF-8")));
+                return Err(Failure::new(Exit::Usage, format!("the variable {name} is not UTF-8"), FIX));
             }
         }
     }
     let size = Variable::size_of_all(&variables);
     if size > Variable::ALL_MAX {
         let most = Variable::ALL_MAX;
-        return Err(unusable(format!("the pod's variables have {size} bytes, at most {most} are possible")));
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("the pod's variables have {size} bytes, at most {most} are possible"),
+            FIX,
+        ));
     }
     let set: Vec<&str> = variables.iter().map(|variable| variable.name.as_str()).collect();
     tracing::info!(wanted = names.join(" "), set = set.join(" "), "the image takes variables from the pod");
     Ok(variables)
-}
-
-fn unusable(cause: String) -> Failure {
-    Failure::new(Exit::Usage, cause, "correct the variable in the pod's manifest (env)")
 }
 
 #[cfg(test)]

@@ -54,3 +54,37 @@ pub(crate) fn server(tls: &config::HttpTls) -> Result<Arc<ServerConfig>, TlsErro
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
     Ok(Arc::new(config.map_err(TlsError::Unusable)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The files of a pair that is none, by what they hold.
+    fn refused(certificate: &str, key: &str) -> TlsError {
+        let directory = tempfile::TempDir::new().unwrap();
+        let [certificate, key] = [("certificate.pem", certificate), ("key.pem", key)].map(|(name, text)| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        });
+        server(&config::HttpTls { certificate, key }).unwrap_err()
+    }
+
+    fn pem(kind: &str) -> String {
+        format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n")
+    }
+
+    #[test]
+    fn what_is_no_pair_of_certificate_and_key_is_a_mistake_of_the_configuration() {
+        let (no_key, none) = (refused(&pem("CERTIFICATE"), ""), refused("", &pem("PRIVATE KEY")));
+        let unusable = refused(&pem("CERTIFICATE"), &pem("PRIVATE KEY"));
+        assert!(matches!(no_key, TlsError::Unreadable { what: "key", .. }), "{no_key:?}");
+        assert!(matches!(none, TlsError::NoCertificate { .. }), "{none:?}");
+        assert!(matches!(unusable, TlsError::Unusable(_)), "{unusable:?}");
+        for error in [no_key, none, unusable] {
+            assert!(error.to_string().contains("http.tls"), "{error}");
+            assert_eq!(error.exit().code(), 64, "{error}");
+            assert!(error.fix().contains("http.tls.certificate"), "{error}");
+        }
+    }
+}
