@@ -165,6 +165,23 @@ fn a_root_that_only_looks_like_the_trusted_one_is_refused() {
             |f| f.certificates[ZONAL].issuer = name("other"),
             "chain.order",
         ),
+        (
+            "the trusted root's name and key, cross-signed by another",
+            |f| {
+                f.trusted = Some(f.certificates[ROOT].der());
+                f.certificates[ROOT].issuer = name("other");
+                f.certificates[ROOT].signer = 5;
+            },
+            "chain.untrusted-root",
+        ),
+        (
+            "intermediate cross-signed by a root that is not in the bundle",
+            |f| {
+                f.certificates[REGIONAL].issuer = name("other");
+                f.certificates[REGIONAL].signer = 5;
+            },
+            "chain.order",
+        ),
         ("root issued by another", |f| f.certificates[ROOT].issuer = name("other"), "chain.order"),
         (
             "development chain against AWS's root",

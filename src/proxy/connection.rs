@@ -74,9 +74,13 @@ async fn through(client: std::net::TcpStream, peer: SocketAddr, door: &Door, ter
     };
     let options =
         Options { idle_timeout: terms.idle_timeout, far_end_relays: door.session.is_some(), already_read };
-    // Only our agent has a port that can be dialled without meaning anything by it.
-    let witness = || async { dial(door.cid.get(), port::CONTROL, terms.dial_timeout).await.is_ok() };
-    let is_alive = door.session.is_some().then_some(witness);
+    // Only our agent has a port where an answer means nothing but that it lives. A dial
+    // alone is no sign of life: the queue of a listener outlives its owner for a moment.
+    // Boxed, for the same reason as above.
+    let is_alive = door
+        .session
+        .clone()
+        .map(|session| move || Box::pin(async move { session.open(port::ATTESTATION).await.is_ok() }));
     match relay::relay_witnessed(client, enclave, &terms.metrics.bytes, options, is_alive).await {
         Ok(Moved { to_vsock, from_vsock }) => {
             tracing::debug!(to_vsock, from_vsock, "completed");

@@ -70,7 +70,7 @@ impl Enclave {
         );
         let image = Image::from_rootfs(node, &manifest, rootfs);
         let config = format!(
-            "memory_mib: 128\negress: {}\nresolver: {{servers: ['{resolver}'], stale: 1m}}\n",
+            "memory_mib: 192\negress: {}\nresolver: {{servers: ['{resolver}'], stale: 1m}}\n",
             serde_json::to_string(shim).unwrap()
         );
         let mut shim = Shim::with_config(node, &image, &config);
