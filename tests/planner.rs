@@ -151,7 +151,7 @@ fn cpus_are_what_the_device_plugin_granted_unless_ids_are_named() {
 #[test]
 fn what_may_go_wrong_later_is_said_by_a_dry_run() {
     let node = Node::new();
-    let image = Image::padded(&node, 40);
+    let image = Image::padded(&node, 52);
     let text = dry_run(&node, &image, &["--dry-run", "--memory-mib", "64"]);
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(text.contains("warning: 64 MiB may be too little to unpack this image"), "{text}");
