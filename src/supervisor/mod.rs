@@ -310,10 +310,16 @@ impl Supervisor {
         let limit = self.phase.limit(&self.config, boot_timeout).map(|limit| Instant::now() + limit);
         self.deadline = limit.map(|limit| self.last.map_or(limit, |last| limit.min(last)));
         self.timeline.reached(self.phase.name());
-        self.board.show(&self.phase);
+        // Leaving is told before anything closes, readiness when the listeners listen.
+        let opens = self.phase == Phase::Serving;
+        if !opens {
+            self.board.show(&self.phase);
+        }
         tracing::info!(phase = self.phase.name(), after = ?self.timeline.elapsed(), "phase");
-        if let Err(failure) = self.enter() {
-            self.take(Event::Failed(failure));
+        match self.enter() {
+            Ok(()) if opens => self.board.show(&self.phase),
+            Ok(()) => {}
+            Err(failure) => self.take(Event::Failed(failure)),
         }
     }
 
