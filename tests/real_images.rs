@@ -14,7 +14,8 @@ use std::process::Command;
 use eif::Architecture;
 use eif::boot_files::open_agent;
 use eif::rootfs::Digest;
-use machine::{Node, Shim, program_path};
+use machine::container::has_runc;
+use machine::{Container, Node, Pod, Shim, program_path};
 use server::{Registry, docker::Dockerd};
 
 const CONFIG: &str = "ingress: [{listen: 127.0.0.1:0, port: 8080}]\n\
@@ -41,6 +42,14 @@ struct Run {
     manifest: &'static str,
 }
 
+const BUSYBOX: Run = Run {
+    umoci: "--config.entrypoint /bin/sh --config.entrypoint -c \
+                --config.cmd 'mkdir /tmp/w; (id -u; pwd; cat /var/key; stat -c %h /bin/busybox) >/tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w' \
+                --config.user web --config.workingdir /var/www --config.env PATH=/bin",
+    manifest: "entrypoint: [/bin/sh, -c]\ncmd: ['mkdir /tmp/w; (id -u; pwd; cat /var/key; stat -c %h /bin/busybox) >/tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w']\n\
+                   user: web\nworkdir: /var/www\nenv: {PATH: /bin}\n",
+};
+const BUSYBOX_ANSWERS: &str = "1000\n/var/www\nprivate\n2";
 const HEAD: &str = "name: real\nversion: '1'\ningress: [8080]\n";
 
 /// The image `oci:v1` of the archives `layers`, lowest first.
@@ -137,19 +146,17 @@ fn debian_from_its_packages_is_one_image_in_every_form_and_runs() {
     assert_eq!(lines[5], "good day");
 }
 
-#[test]
-fn a_busybox_image_is_one_image_in_every_form_and_runs() {
+/// The archive `lower.tar` of an image of busybox, as Alpine's is: one program
+/// under all its names, hard links and symbolic ones.
+fn busybox(at: &Path) -> bool {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| {
         // Static, as Debian's busybox-static: the image holds no libraries.
         open_agent(Path::new(path), Architecture::X86_64).is_ok()
     });
     let Some(busybox) = busybox else {
         eprintln!("SKIPPED: there is no static busybox (Debian: busybox-static)");
-        return;
+        return false;
     };
-    let node = Node::new();
-    let at = node.scratch();
-    // As Alpine's: one program under all its names, hard links and symbolic ones.
     shell(
         at,
         &format!(
@@ -163,14 +170,42 @@ fn a_busybox_image_is_one_image_in_every_form_and_runs() {
              tar --numeric-owner -cf lower.tar -C root ."
         ),
     );
-    let run = Run {
-        umoci: "--config.entrypoint /bin/sh --config.entrypoint -c \
-                --config.cmd 'mkdir /tmp/w; (id -u; pwd; cat /var/key; stat -c %h /bin/busybox) >/tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w' \
-                --config.user web --config.workingdir /var/www --config.env PATH=/bin",
-        manifest: "entrypoint: [/bin/sh, -c]\ncmd: ['mkdir /tmp/w; (id -u; pwd; cat /var/key; stat -c %h /bin/busybox) >/tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w']\n\
-                   user: web\nworkdir: /var/www\nenv: {PATH: /bin}\n",
-    };
-    layout(at, &[Path::new("lower.tar")], &run);
-    let eif = every_form(&node, &run);
-    assert_eq!(answer(&node, &eif, 64), "1000\n/var/www\nprivate\n2");
+    true
+}
+
+#[test]
+fn a_busybox_image_is_one_image_in_every_form_and_runs() {
+    let node = Node::new();
+    let at = node.scratch();
+    if !busybox(at) {
+        return;
+    }
+    layout(at, &[Path::new("lower.tar")], &BUSYBOX);
+    let eif = every_form(&node, &BUSYBOX);
+    assert_eq!(answer(&node, &eif, 64), BUSYBOX_ANSWERS);
+}
+
+/// Everything on the way is what users have: a layout by umoci, the pod image of
+/// `enclavectl build`, the manifests of `enclavectl render`, runc.
+#[test]
+fn a_busybox_image_is_a_pod_image_that_a_container_runtime_starts() {
+    let node = Node::for_pods();
+    let at = node.scratch();
+    if !has_runc() || !busybox(at) {
+        return;
+    }
+    layout(at, &[Path::new("lower.tar")], &BUSYBOX);
+    fs::write(at.join("image.yaml"), HEAD).unwrap();
+    let output = Command::new(program_path("enclavectl"))
+        .current_dir(at)
+        .args(["build", "--image", "oci:oci:v1", "--app", "image.yaml", "-o", "app.eif"])
+        .args(["--pod-image", "pod", "--kernel"])
+        .arg(machine::image::kernel())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "enclavectl build: {}", String::from_utf8_lossy(&output.stderr));
+    let pod = Pod::of_image(&node, &at.join("pod"), &at.join("app.eif"), &at.join("image.yaml"), &[]);
+    let mut container = Container::start(&node, pod);
+    container.ready();
+    assert_eq!(container.get(8080, "/").text().trim(), BUSYBOX_ANSWERS);
 }
