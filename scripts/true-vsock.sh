@@ -20,8 +20,10 @@ cp "$(command -v busybox)" "$root/bin/busybox"
 for module in vsock vmw_vsock_virtio_transport_common vsock_loopback; do
     cp "target/kernel/modules/$module.ko" "$root/modules/"
 done
+# This machine has no NSM, hence no attested TLS.
+sed 's/, 8443//; /^attested_tls:/d' examples/hello/enclave.yaml >"$work/enclave.yaml"
 "$bin/enclavectl" build --rootfs target/hello-rootfs --kernel target/kernel/bzImage \
-    --app examples/hello/enclave.yaml -o "$root/hello.eif" >/dev/null
+    --app "$work/enclave.yaml" -o "$root/hello.eif" >/dev/null
 
 # shellcheck disable=SC2046 # one argument a name
 cargo test --workspace --no-run $(printf -- '--test %s ' "${tests[@]}") 2>&1 | tee "$work/build.log" >&2

@@ -6,6 +6,7 @@
 //! own permission checks, and their ioctls are what the filter catches.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, chown, symlink};
 use std::path::Path;
 
@@ -91,7 +92,7 @@ fn modules(state: &Path, staging: &Path, config: &Config) -> anyhow::Result<()> 
     let ours = state.join("module");
     let parameters = ours.join("nitro_enclaves/parameters");
     directory(&parameters)?;
-    fs::write(parameters.join("ne_cpus"), format!("{}\n", config.cpu_pool))?;
+    show_pool(state, &parameters.join("ne_cpus"), &format!("{}\n", config.cpu_pool))?;
     let Some(layer) = ours.to_str().filter(|path| !path.contains([':', ',', '\\'])) else {
         bail!("state directory {} must not have ':', ',' or '\\' in its path", state.display());
     };
@@ -110,6 +111,16 @@ fn modules(state: &Path, staging: &Path, config: &Config) -> anyhow::Result<()> 
     }
     bind(&ours.join("nitro_enclaves"), &staging.join("nitro_enclaves"))?;
     mount(Some(staging), MODULES, NOTHING, MsFlags::MS_MOVE, NOTHING).mounting(MODULES)
+}
+
+/// Other commands of the node read the file meanwhile: it is never seen empty.
+fn show_pool(state: &Path, path: &Path, pool: &str) -> io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|shown| shown == pool) {
+        return Ok(());
+    }
+    let whole = state.join(format!("ne_cpus.{}", std::process::id()));
+    fs::write(&whole, pool)?;
+    fs::rename(whole, path)
 }
 
 fn directory(path: &Path) -> anyhow::Result<()> {
