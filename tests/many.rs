@@ -60,8 +60,7 @@ fn ten_thousand_connections_are_alive_after_a_minute_of_silence_and_cost_four_ki
 
     if count < usize::try_from(WANTED).unwrap() {
         // The next one finds the shim full, and is told so at once.
-        let mut late = client::connect(address).unwrap();
-        let refused = late.read(&mut [0]).unwrap_err();
+        let refused = client::connect(address).and_then(|mut late| late.read(&mut [0])).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
         assert_eq!(shim.metric("enclave_shim_ingress_connections_total{outcome=\"full\"}"), Some(1.0));
     }
