@@ -1,6 +1,7 @@
 //! Promise: only one shape of chain is accepted (mutation groups 40 to 49).
 //! The root of every chain here is trusted, and every signature is right
 //! unless the case is about it, so that only the rule in question refuses.
+//! Long, because the groups are read side by side: cases are data, not code.
 
 mod support;
 
