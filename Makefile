@@ -26,7 +26,7 @@ test: everything
 	scripts/container-tools.sh target/container-tools
 	scripts/debian-rootfs.sh target/debian.tar
 	-scripts/default-seccomp.sh target/containerd-seccomp.json
-	scripts/with-huge-pages.sh $(TEST_PAGES) $(CARGO) test --workspace
+	scripts/with-huge-pages.sh $(TEST_PAGES) $(CARGO) test --workspace --no-fail-fast
 	$(CARGO) check -p attestation --no-default-features
 	$(CARGO) test --manifest-path attestation/conformance/Cargo.toml --target-dir target/conformance
 	OPENSSL_STATIC=1 $(CARGO) test --manifest-path eif/conformance/Cargo.toml --target-dir target/conformance

@@ -27,6 +27,12 @@ fn answer(stream: &mut TcpStream, question: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(answer)
 }
 
+/// A reset is another error to each call that finds it: read, shutdown, write.
+fn is_reset(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), ConnectionReset | NotConnected | BrokenPipe)
+}
+
 #[test]
 fn the_workload_is_told_who_the_client_is() {
     let node = Node::new();
@@ -59,13 +65,14 @@ fn a_load_balancers_word_is_passed_on_and_nobody_elses() {
         [(&b"GET / HTTP/1.1\r\n\r\n"[..], "no_proxy_header"), (&header[..20], "client_failed")]
     {
         let refused = answer(&mut client::connect(address).unwrap(), question).unwrap_err();
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset, "{outcome}");
+        assert!(is_reset(&refused), "{outcome}: {refused}");
         counted(&mut shim, outcome);
     }
     // One byte and then nothing: not for longer than limits.header_timeout.
     let mut slow = client::connect(address).unwrap();
     slow.write_all(b"\r").unwrap();
-    assert_eq!(slow.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    let refused = slow.read(&mut [0]).unwrap_err();
+    assert!(is_reset(&refused), "{refused}");
     counted(&mut shim, "header_late");
 }
 
