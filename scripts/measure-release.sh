@@ -3,16 +3,20 @@
 # a release build gives it. Prints the line of eif/kernel/measurements.
 # Usage: scripts/measure-release.sh [--check], after `make programs`
 #   --check  fails if a line of the same version, kernel, sources and compiler is
-#            recorded there with another agent or another PCR1
+#            recorded there with another agent or another PCR1; checks nothing
+#            where there is none
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kernel=$(eif/kernel/build.sh)
 triple=$(rustc -vV | sed -n 's/^host: //p')
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-crates=(enclave-app egress wire relay nitro-device)
+crates=(enclave-app attestation egress wire relay nitro-device)
 source=$(find "${crates[@]/%//src}" "${crates[@]/%//Cargo.toml}" Cargo.toml Cargo.lock -type f | LC_ALL=C sort |
     xargs sha256sum | sha256sum | cut -c 1-16)
-inputs="release $version $(uname -m) kernel=$(basename "$(dirname "$kernel")") source=$source rustc=$(rustc -V | cut -d ' ' -f 2)"
+# The agent holds C code (its cryptography, libc): compiler, linker and libc decide its bytes too.
+tools=$(for tool in cc ld ldd; do "$tool" --version | head -n 1; done | sha256sum | cut -c 1-16)
+inputs="release $version $(uname -m) kernel=$(basename "$(dirname "$kernel")") source=$source"
+inputs+=" rustc=$(rustc -V | cut -d ' ' -f 2) tools=$tools"
 if [ "${1:-}" = --check ] && ! grep -q "^$inputs " eif/kernel/measurements; then
     echo "measure-release: no release of these sources is recorded, nothing to compare" >&2
     exit 0
