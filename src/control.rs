@@ -130,7 +130,7 @@ impl Control {
                 }
                 _ = pings.tick() => {
                     if last_heard.elapsed() > 2 * PING_EVERY {
-                        return SessionError::Silent;
+                        return SessionError::Silent(2 * PING_EVERY);
                     }
                     ping_id += 1;
                     Some(ToAgent::Ping { id: ping_id })
@@ -312,7 +312,7 @@ mod tests {
         }
         assert!(!task.is_finished());
         let (_, lost) = task.await.unwrap();
-        assert!(matches!(lost, SessionError::Silent), "{lost}");
+        assert!(matches!(lost, SessionError::Silent(_)), "{lost}");
     }
 
     #[test]

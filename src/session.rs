@@ -46,8 +46,8 @@ pub(crate) enum SessionError {
     Frame(#[from] FrameError),
     #[error("the agent refused")]
     Refused(#[from] Refusal),
-    #[error("the agent was silent for {PATIENCE:?}")]
-    Silent,
+    #[error("the agent was silent for {0:?}")]
+    Silent(Duration),
 }
 
 impl Session {
@@ -92,7 +92,7 @@ impl Session {
             Ok(Ok(Greeting::Welcome { .. })) => Ok(stream),
             Ok(Ok(Greeting::Refused(refusal))) => Err(refusal.into()),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(SessionError::Silent),
+            Err(_) => Err(SessionError::Silent(PATIENCE)),
         }
     }
 
@@ -131,7 +131,7 @@ impl Session {
             }
             Ok(Ok(Greeting::Refused(refusal))) => Err(refusal.into()),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(SessionError::Silent),
+            Err(_) => Err(SessionError::Silent(PATIENCE)),
         }
     }
 }
@@ -177,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         let frame = wire::encode(message)?;
         match timeout(PATIENCE, self.stream.write_all(&frame)).await {
             Ok(written) => Ok(written?),
-            Err(_) => Err(SessionError::Silent),
+            Err(_) => Err(SessionError::Silent(PATIENCE)),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Promise: 900 full verifications a second on one core, 2,200 with the issuing
 //! chain remembered, 4,000 when the leaf is too; no accepted document takes
-//! 1.5 ms. That is for an optimised build on a core of its own; here code is not
-//! optimised and others use the core, so half of it is demanded. Counted is this
-//! thread's processor time in the best of some rounds.
+//! 1.5 ms. That is demanded of an optimised build (`make bench`), half of it where
+//! code is not optimised and others use the core. Counted is this thread's
+//! processor time in the best of some rounds.
 
 #![allow(clippy::unwrap_used)] // a broken fixture ends the test
 
@@ -16,7 +16,7 @@ use support::signer::{Certificate, Fixture, LEAF, ROOT};
 use support::{DEBUG, PRODUCTION, vector};
 
 /// The part of the promise that is demanded here.
-const PART: f64 = 0.5;
+const PART: f64 = if cfg!(debug_assertions) { 0.5 } else { 1.0 };
 const ROUNDS: usize = 12;
 const CALLS: usize = 24;
 const CHAINS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2 * CALLS);
@@ -44,7 +44,7 @@ fn best<T>(mut prepare: impl FnMut() -> T, mut call: impl FnMut(&mut T, usize)) 
 }
 
 #[test]
-fn documents_verify_at_half_the_promised_rate_or_better_and_none_takes_three_milliseconds() {
+fn documents_verify_at_the_promised_rate_and_none_takes_long() {
     let genuine: Vec<_> = PRODUCTION.into_iter().chain(DEBUG).map_while(vector).collect();
     let verifier = Verifier::new(TrustAnchors::aws_g1(), lenient());
     let times = genuine.iter().map(|document| {
@@ -67,7 +67,7 @@ fn documents_verify_at_half_the_promised_rate_or_better_and_none_takes_three_mil
 }
 
 #[test]
-fn documents_of_known_leaves_verify_at_half_the_promised_rate_or_better() {
+fn documents_of_known_leaves_verify_at_the_promised_rate() {
     let genuine: Vec<_> = PRODUCTION.into_iter().map_while(vector).collect();
     for document in &genuine {
         let verifier = Verifier::new(TrustAnchors::aws_g1(), lenient()).with_chain_cache(CHAINS);
@@ -78,12 +78,13 @@ fn documents_of_known_leaves_verify_at_half_the_promised_rate_or_better() {
                 let _ = black_box(verifier.verify(black_box(document), Clock::DocumentTime).unwrap());
             },
         );
+        println!("{:.0} a second for {} bytes", 1.0 / time, document.len());
         assert!(1.0 / time >= PART * 4000.0, "{:.0} a second for {} bytes", 1.0 / time, document.len());
     }
 }
 
 #[test]
-fn documents_of_new_leaves_of_known_issuers_verify_at_half_the_promised_rate_or_better() {
+fn documents_of_new_leaves_of_known_issuers_verify_at_the_promised_rate() {
     let mut fixture = Fixture::honest();
     let issuers: Vec<_> = fixture.certificates[..LEAF].iter().map(Certificate::der).collect();
     let anchors = TrustAnchors::from_der([&issuers[ROOT]]).unwrap();

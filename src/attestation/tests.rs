@@ -201,7 +201,7 @@ impl Agents for Mortal {
     type Stream = tokio::io::DuplexStream;
 
     async fn dial(&self) -> Result<Conversation<Self::Stream>, SessionError> {
-        let answers = self.lives.lock().unwrap().pop().ok_or(SessionError::Silent)?;
+        let answers = self.lives.lock().unwrap().pop().ok_or(SessionError::Closed)?;
         let (near, far) = tokio::io::duplex(4096);
         tokio::spawn(async move {
             let mut shim = Conversation::over(far);

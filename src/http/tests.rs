@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
 
 use super::*;
-use crate::attestation;
+use crate::attestation::{self, Agents as _};
 use crate::session::{Conversation, SessionError};
 
 /// An agent whose module takes no time: what is left is the way to it.
@@ -52,7 +52,7 @@ async fn serving() -> (SocketAddr, CancellationToken) {
 }
 
 /// Microseconds of the middle of `calls` requests on one kept connection.
-async fn median(address: SocketAddr, path: &str, calls: u32) -> f64 {
+async fn median(address: SocketAddr, path: &'static str, calls: u32) -> f64 {
     let mut client = TcpStream::connect(address).await.unwrap();
     client.set_nodelay(true).unwrap();
     let mut took = Vec::new();
@@ -79,22 +79,38 @@ async fn median(address: SocketAddr, path: &str, calls: u32) -> f64 {
     took[took.len() / 2]
 }
 
-/// What the relay adds to an agent's answer: queue, worker and frames, beside
-/// a page of the same server that is there already. Everything in one process,
-/// so that the way over the vsock, which is the agent's, does not count.
+/// Microseconds of the middle of `calls` answers that the agent gives to whoever
+/// talks to it directly.
+async fn agents_own(calls: u32) -> f64 {
+    let mut agent = Instantly.dial().await.unwrap();
+    let mut took = Vec::new();
+    for number in 0..calls {
+        let begun = Instant::now();
+        agent.send(&AttestationRequest { nonce: number.to_be_bytes().to_vec().into() }).await.unwrap();
+        let AttestationAnswer { outcome, .. } = agent.receive().await.unwrap();
+        assert!(matches!(outcome, AttestationOutcome::Document(_)));
+        took.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    took.sort_by(f64::total_cmp);
+    took[took.len() / 2]
+}
+
+/// What the relay adds to the agent's own answer: HTTP over loopback, queue,
+/// worker. The promise is for an optimised build and 100 us.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_relay_adds_few_microseconds_at_the_median() {
+    let most = if cfg!(debug_assertions) { 400.0 } else { 100.0 };
     let (address, stop) = serving().await;
     let mut added = Vec::new();
     for _ in 0..8 {
-        let page = median(address, "/healthz", 200).await;
-        let document = median(address, "/v1/attestation?nonce=NONCE", 200).await;
-        added.push((document - page, document));
+        let own = tokio::spawn(agents_own(200)).await.unwrap();
+        let relayed = tokio::spawn(median(address, "/v1/attestation?nonce=NONCE", 200)).await.unwrap();
+        added.push((relayed - own, relayed));
     }
     stop.cancel();
     added.sort_by(|one, other| one.0.total_cmp(&other.0));
     let (least, whole) = added[0];
     println!("added {least:.0} us, request to answer {whole:.0} us, of 8 rounds: {added:.0?}");
-    // Not optimised and beside other tests: two and a half times the promise is demanded.
-    assert!(least <= 250.0, "{added:.0?}");
+    // In the best round, which other tests on these cores disturbed least.
+    assert!(least <= most, "{added:.0?}");
 }

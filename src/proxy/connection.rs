@@ -165,7 +165,7 @@ fn dial_outcome(error: &SessionError) -> Outcome {
             io::ErrorKind::TimedOut => Outcome::DialLate,
             _ => Outcome::DialFailed,
         },
-        SessionError::Silent => Outcome::DialLate,
+        SessionError::Silent(_) => Outcome::DialLate,
         SessionError::Refused(_) => Outcome::DialRefused,
         _ => Outcome::DialFailed,
     }
