@@ -13,7 +13,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eif::Pcr;
 
-use crate::config::{LogFormat, LogLevel, Readiness, Timespan};
+use crate::config::{LogFormat, LogLevel, Readiness, Timespan, Tunnel};
 use crate::exit::Exit;
 
 /// Runs an AWS Nitro Enclave as the entrypoint of a container.
@@ -127,6 +127,17 @@ pub(crate) struct Knobs {
     /// The enclave's vsock context id [default: the driver's choice].
     #[arg(long, value_name = "CID", env = "ENCLAVE_SHIM_CID")]
     pub(crate) cid: Option<u32>,
+    /// A vsock port of the instance that leads to a target, for the own enclave; may be repeated.
+    #[arg(
+        long = "tunnel",
+        value_name = "PORT=HOST:PORT",
+        env = "ENCLAVE_SHIM_TUNNELS",
+        value_delimiter = ','
+    )]
+    pub(crate) tunnels: Option<Vec<Tunnel>>,
+    /// AWS's vsock-proxy.yaml: every tunnel must lead to where it allows.
+    #[arg(long, value_name = "FILE", env = "ENCLAVE_SHIM_VSOCK_PROXY_ALLOWLIST")]
+    pub(crate) vsock_proxy_allowlist: Option<PathBuf>,
     /// Where /healthz, /readyz, /metrics and /v1/attestation are served [default: 127.0.0.1:9090].
     #[arg(long, value_name = "ADDRESS", env = "ENCLAVE_SHIM_HTTP_LISTEN")]
     pub(crate) http_listen: Option<SocketAddr>,

@@ -10,7 +10,7 @@
 //! decides again, by name, port and *resolved address*. What neither names is
 //! refused, and so is every address that is not of the public internet unless
 //! a network rule names it: a resolver cannot lead a name to the instance
-//! metadata service.
+//! metadata service. What AWS's vsock-proxy reads ([`allowlist`]) becomes a policy too.
 //!
 //! Beside the policy lies what the agent reads from the workload, as bytes in
 //! and values out: [`dns`] questions, [`connect`] and [`socks`] requests, and
@@ -19,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod allowlist;
 pub mod connect;
 pub mod dns;
 pub mod names;

@@ -84,6 +84,11 @@ impl Policy {
         Policy { rules }
     }
 
+    /// The same policy with one rule more.
+    pub fn and(&self, rule: Rule) -> Policy {
+        Policy { rules: self.rules.iter().cloned().chain([rule]).collect() }
+    }
+
     /// Reads a YAML file: `egress: [RULE, …]`. Other keys are not looked at, so
     /// that it may be a whole enclave.yaml or shim.yaml.
     pub fn from_yaml(text: &str) -> Result<Policy, PolicyError> {

@@ -127,6 +127,21 @@ impl Rule {
     }
 }
 
+impl From<&Target> for Rule {
+    /// The permission of this target alone.
+    fn from(target: &Target) -> Rule {
+        let subject = match &target.host {
+            Host::Name(name) => Subject::Name(name.clone()),
+            Host::Address(address) => Subject::Network(IpNet::from(*address)),
+        };
+        Rule {
+            denies: false,
+            subject,
+            ports: Ports(vec![PortRange { first: target.port, last: target.port }]),
+        }
+    }
+}
+
 impl FromStr for Rule {
     type Err = RuleError;
 
@@ -242,6 +257,13 @@ mod tests {
             let rule: Rule = text.parse().unwrap();
             assert_eq!(rule.to_string(), shown);
             assert_eq!(shown.parse::<Rule>().unwrap(), rule, "{shown}");
+        }
+    }
+
+    #[test]
+    fn the_rule_of_a_target_is_the_one_that_is_written_like_it() {
+        for text in ["example.com:443", "10.1.2.3:22", "[2001:db8::1]:80"] {
+            assert_eq!(Rule::from(&text.parse::<Target>().unwrap()), text.parse().unwrap(), "{text}");
         }
     }
 

@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A DNS name: lower case, without the final dot, 1 to 253 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
@@ -33,8 +35,9 @@ pub enum Host {
     Address(IpAddr),
 }
 
-/// A host and a port.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A host and a port. Written as one string.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Target {
     /// The host.
     pub host: Host,
@@ -137,6 +140,20 @@ impl FromStr for Target {
             _ => return Err(TargetError::Port(excerpt(port))),
         };
         Ok(Target { host: host.parse()?, port })
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = TargetError;
+
+    fn try_from(text: String) -> Result<Target, TargetError> {
+        text.parse()
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> String {
+        target.to_string()
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use egress::allowlist::{self, AllowlistError};
 use egress::{Decision, MOST_LISTENED, Policy, Reach, Target};
 use serde_json::{Value, json};
 
@@ -27,7 +28,8 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Check {
-    /// YAML file with the rules under `egress`: a policy, an enclave.yaml or a shim.yaml
+    /// YAML file with the rules under `egress` (a policy, an enclave.yaml or a shim.yaml), or AWS's
+    /// vsock-proxy.yaml
     file: PathBuf,
     /// Where the workload wants to connect, as `host:port`
     target: Target,
@@ -45,8 +47,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let text = fs::read_to_string(&check.file)
         .with_context(|| format!("cannot read {file}"))
         .or_blame(Blame::NoInput)?;
-    let policy =
-        Policy::from_yaml(&text).with_context(|| format!("cannot use {file}")).or_blame(Blame::Usage)?;
+    let cannot_use = || format!("cannot use {file}");
+    let (policy, is_allowlist) = match allowlist::from_yaml(&text) {
+        Err(AllowlistError::Missing) => {
+            (Policy::from_yaml(&text).with_context(cannot_use).or_blame(Blame::Usage)?, false)
+        }
+        read => (read.with_context(cannot_use).or_blame(Blame::Usage)?, true),
+    };
 
     let named = policy.decide(&check.target);
     let addresses: Vec<(IpAddr, Decision)> = check
@@ -56,12 +63,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         .collect();
     let reachable = check.address.is_empty() || addresses.iter().any(|(_, decision)| decision.is_allowed());
     let allowed = named.is_allowed() && reachable;
+    let way = if is_allowlist { Way::Tunnel } else { Way::Agent(policy.reach(&check.target)) };
     if check.json {
-        print_json(&as_json(check, allowed, &named, &addresses, policy.reach(&check.target)))?;
+        print_json(&as_json(check, allowed, &named, &addresses, way))?;
     } else {
         let mut text = as_text(check, &named, &addresses);
         if named.is_allowed() {
-            text.push_str(&format!("  reached {}\n", way(policy.reach(&check.target))));
+            text.push_str(&format!("  reached {}\n", way.sentence()));
         }
         print_text(&text)?;
     }
@@ -76,16 +84,38 @@ fn as_text(check: &Check, named: &Decision, addresses: &[(IpAddr, Decision)]) ->
     text
 }
 
-/// How a workload gets there, when its image has these rules.
-fn way(reach: Reach) -> String {
-    match reach {
-        Reach::Name => "by its name, without any setting".to_owned(),
-        Reach::ProxyForAddress => {
-            "through the agent's proxy only (HTTP CONNECT, SOCKS5): an address has no name".to_owned()
+/// How a workload gets there.
+#[derive(Clone, Copy)]
+enum Way {
+    /// When its image has these rules.
+    Agent(Reach),
+    /// AWS's list is about tunnels.
+    Tunnel,
+}
+
+impl Way {
+    fn sentence(self) -> String {
+        match self {
+            Way::Agent(Reach::Name) => "by its name, without any setting".to_owned(),
+            Way::Agent(Reach::ProxyForAddress) => {
+                "through the agent's proxy only (HTTP CONNECT, SOCKS5): an address has no name".to_owned()
+            }
+            Way::Agent(Reach::ProxyForPorts) => format!(
+                "through the agent's proxy only (HTTP CONNECT, SOCKS5): its rule has more than {MOST_LISTENED} ports"
+            ),
+            Way::Tunnel => {
+                "through a tunnel of shim.yaml that leads there; a name in a private network needs a network rule too"
+                    .to_owned()
+            }
         }
-        Reach::ProxyForPorts => format!(
-            "through the agent's proxy only (HTTP CONNECT, SOCKS5): its rule has more than {MOST_LISTENED} ports"
-        ),
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Way::Agent(Reach::Name) => "name",
+            Way::Agent(_) => "proxy",
+            Way::Tunnel => "tunnel",
+        }
     }
 }
 
@@ -101,7 +131,7 @@ fn as_json(
     allowed: bool,
     named: &Decision,
     addresses: &[(IpAddr, Decision)],
-    reach: Reach,
+    way: Way,
 ) -> Value {
     let one = |decision: &Decision| {
         json!({
@@ -117,6 +147,6 @@ fn as_json(
         "allowed": allowed,
         "name": one(named),
         "addresses": of_addresses,
-        "reached": named.is_allowed().then(|| if reach == Reach::Name { "name" } else { "proxy" }),
+        "reached": named.is_allowed().then(|| way.word()),
     })
 }

@@ -63,6 +63,24 @@ fn an_allowed_name_is_not_reachable_at_an_address_that_nobody_named() {
 }
 
 #[test]
+fn the_list_of_awss_vsock_proxy_is_read_as_it_is() {
+    let list = "allowlist:\n- {address: kms.eu-west-1.amazonaws.com, port: 443}\n- {address: 10.1.2.3, port: 5432}\n";
+    for (target, code, words) in [
+        ("kms.eu-west-1.amazonaws.com:443", 0, "allowed (rule 1: kms.eu-west-1.amazonaws.com:443)"),
+        ("kms.eu-west-1.amazonaws.com:443", 0, "through a tunnel"),
+        ("10.1.2.3:5432", 0, "rule 2"),
+        ("kms.eu-west-2.amazonaws.com:443", 1, "no rule names it"),
+    ] {
+        let output = check(list, &[target]);
+        assert_eq!(output.status.code(), Some(code), "{target}: {}", said(&output));
+        assert!(said(&output).contains(words), "{target}: {}", said(&output));
+    }
+    let wrong = check("allowlist: [{address: a.com, port: 1}, {address: 0x7f.1, port: 1}]", &["a.com:1"]);
+    assert_eq!(wrong.status.code(), Some(64));
+    assert!(said(&wrong).contains("entry 2"), "{}", said(&wrong));
+}
+
+#[test]
 fn a_wrong_policy_is_a_usage_error_with_the_rules_number() {
     let output = check("egress: ['a.com:443', 'b.com']\n", &["a.com:443"]);
     assert_eq!(output.status.code(), Some(64));

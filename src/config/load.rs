@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nitro_device::{Cid, CidError};
 
+use super::tunnel::{self, Tunnel, TunnelError};
 use super::{Config, Ingress, Timespan};
 use crate::cli::{Knobs, Run};
 use crate::exit::{Blame, Exit};
@@ -33,6 +34,8 @@ pub(crate) enum ConfigError {
     Cid(#[from] CidError),
     #[error("{knob} lists {value} twice")]
     Twice { knob: &'static str, value: String },
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
 }
 
 impl Blame for ConfigError {
@@ -53,6 +56,7 @@ impl Blame for ConfigError {
             }
             ConfigError::Cid(_) => "choose a cid of at least 4, or leave it out".into(),
             ConfigError::Twice { knob, value } => format!("remove one {value} from {knob}"),
+            ConfigError::Tunnel(error) => error.fix(),
         }
     }
 }
@@ -66,6 +70,9 @@ pub(crate) fn load(run: &Run) -> Result<Config, ConfigError> {
     };
     apply(&mut config, &run.knobs);
     check(&config)?;
+    if let Some(path) = &config.vsock_proxy_allowlist {
+        tunnel::check_listed(&config.tunnels, path)?;
+    }
     Ok(config)
 }
 
@@ -105,6 +112,9 @@ fn apply(config: &mut Config, knobs: &Knobs) {
     config.expect.pcr8 = knobs.expect_pcr8.or(config.expect.pcr8);
     set(&mut config.require_signature, &knobs.require_signature);
     config.cid = knobs.cid.or(config.cid);
+    set(&mut config.tunnels, &knobs.tunnels);
+    config.vsock_proxy_allowlist =
+        knobs.vsock_proxy_allowlist.clone().or(config.vsock_proxy_allowlist.take());
     set(&mut config.http.listen, &knobs.http_listen);
     config.admin.socket = knobs.admin_socket.clone().or(config.admin.socket.take());
     set(&mut config.sandbox, &knobs.sandbox);
@@ -150,6 +160,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     let fixed: Vec<_> =
         config.ingress.iter().map(|ingress| ingress.listen).filter(|listen| listen.port() != 0).collect();
     all_different("ingress.listen", &fixed)?;
+    config.tunnels.iter().try_for_each(Tunnel::check)?;
+    all_different("tunnels.port", &config.tunnels.iter().map(|tunnel| tunnel.port).collect::<Vec<_>>())?;
     in_range("limits.connections", config.limits.connections, 1, MOST_CONNECTIONS)?;
     in_range("limits.egress_connections", config.limits.egress_connections, 1, MOST_CONNECTIONS)?;
     in_range(
@@ -229,6 +241,8 @@ device: /dev/other
 limits:
   {connections: 10, dial_timeout: "2s", header_timeout: "1s", idle_timeout: "1h", keep_alive: "9s", egress_connections: 7, egress_timeout: "3s"}
 egress: ['api.example.com:443', '!10.0.0.0/8:*']
+tunnels: [{port: 8000, to: 'kms.eu-west-1.amazonaws.com:443'}]
+vsock_proxy_allowlist: /etc/nitro_enclaves/vsock-proxy.yaml
 resolver: {servers: ["10.0.0.2:53"], stale: "0s"}
 "#;
 
@@ -294,6 +308,9 @@ resolver: {servers: ["10.0.0.2:53"], stale: "0s"}
             ("limits: {egress_timeout: 51s}", "limits.egress_timeout is 51s"),
             ("egress: ['a.com:443', 'b.com']", "rule 2"),
             ("resolver: {servers: ['10.0.0.2']}", "socket address"),
+            ("tunnels: [{port: 0, to: 'a.com:443'}]", "tunnels.port is 0"),
+            ("tunnels: [{port: 8000, to: 'a.com'}]", "no port"),
+            ("tunnels: [{port: 8000, to: 'a.com:1'}, {port: 8000, to: 'b.com:1'}]", "8000 twice"),
             ("boot: {timeout: 0s}", "boot.timeout is 0s"),
             ("drain: {grace: soon}", "soon"),
             ("log: {level: loud}", "loud"),
@@ -315,6 +332,7 @@ resolver: {servers: ["10.0.0.2:53"], stale: "0s"}
             http_listen: Some("127.0.0.1:1".parse().unwrap()),
             debug: Some(false),
             drain_grace: Some(Timespan::from_secs(9)),
+            tunnels: Some(vec!["9=a.com:1".parse().unwrap()]),
             ..Knobs::default()
         };
         apply(&mut config, &knobs);
@@ -322,6 +340,8 @@ resolver: {servers: ["10.0.0.2:53"], stale: "0s"}
         assert_eq!(config.http.listen.port(), 1);
         assert!(!config.debug);
         assert_eq!(config.drain.grace, Timespan::from_secs(9));
+        assert_eq!(config.tunnels[0].port, 9);
+        assert!(config.vsock_proxy_allowlist.is_some());
         assert_eq!(config.cid, Some(21), "what is not overridden stays");
     }
 
@@ -364,6 +384,15 @@ resolver: {servers: ["10.0.0.2:53"], stale: "0s"}
             ),
             (ConfigError::Cid(CidError(3)), "cid cannot be used", "at least 4"),
             (ConfigError::Twice { knob: "cpu_ids", value: "1".into() }, "lists 1 twice", "remove one 1"),
+            (
+                ConfigError::Tunnel(TunnelError::NotListed {
+                    port: 8000,
+                    to: "a.com:443".parse().unwrap(),
+                    path: path(),
+                }),
+                "the tunnel at port 8000 leads to a.com:443",
+                "to shim.yaml",
+            ),
         ] {
             let failure = crate::exit::Failure::from(error);
             assert_eq!(failure.exit, Exit::Usage);

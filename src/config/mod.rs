@@ -9,6 +9,7 @@
 mod ingress;
 mod load;
 mod timespan;
+mod tunnel;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use ingress::{Ingress, NameIn};
 pub(crate) use load::load;
 pub(crate) use timespan::Timespan;
+pub(crate) use tunnel::Tunnel;
 
 /// Everything that can be chosen. Nothing in it is secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +51,12 @@ pub(crate) struct Config {
     /// Where the workload may connect, beside what its image allows: rules as
     /// `enclavectl egress check` explains them. Default: nowhere.
     pub(crate) egress: Policy,
+    /// Fixed ways out for an enclave that dials the instance itself, as images
+    /// without our agent do. Only its own enclave is served. Default: none.
+    pub(crate) tunnels: Vec<Tunnel>,
+    /// A file of AWS's vsock-proxy: every tunnel must lead to where it allows.
+    /// Default: none is read.
+    pub(crate) vsock_proxy_allowlist: Option<PathBuf>,
     pub(crate) resolver: Resolver,
     pub(crate) http: Http,
     pub(crate) admin: Admin,
@@ -242,6 +250,8 @@ impl Default for Config {
             cid: None,
             ingress: Vec::new(),
             egress: Policy::default(),
+            tunnels: Vec::new(),
+            vsock_proxy_allowlist: None,
             resolver: Resolver::default(),
             http: Http::default(),
             admin: Admin::default(),

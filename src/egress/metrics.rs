@@ -24,6 +24,8 @@ pub(crate) enum Outcome {
     EnclaveFailed,
     /// Nothing went either way for too long.
     Idle,
+    /// Somebody else than the own enclave dialled a tunnel.
+    Stranger,
     /// The shim ended first.
     Aborted,
 }
@@ -36,6 +38,7 @@ impl Outcome {
             Outcome::ServerFailed => "server_failed",
             Outcome::EnclaveFailed => "enclave_failed",
             Outcome::Idle => "idle",
+            Outcome::Stranger => "stranger",
             Outcome::Aborted => "aborted",
         }
     }
@@ -71,8 +74,8 @@ impl Metrics {
         );
         registry.register_collector(Box::new(Bytes(Arc::clone(&metrics.bytes))));
         // A refusal must be seen as a change from 0.
-        for reason in Undialled::ALL {
-            drop(metrics.connections.get_or_create(&OutcomeLabel { outcome: reason.name() }));
+        for refusal in Undialled::ALL.map(Outcome::Undialled).into_iter().chain([Outcome::Stranger]) {
+            drop(metrics.connections.get_or_create(&OutcomeLabel { outcome: refusal.name() }));
         }
         metrics
     }

@@ -7,14 +7,16 @@
 //! connected ─▶ dial the agent's stream port, attach ─▶ relay
 //! ```
 //! The agent has decided by the measured policy; this is the other, independent
-//! one, which alone sees addresses. What is checked is what is connected to: no
+//! one, which alone sees addresses. Images without our agent have [`tunnel`]s. What is checked is what is connected to: no
 //! name is resolved twice on the way. One task owns one connection.
 
 mod connect;
 mod metrics;
 mod names;
 mod servers;
+mod tunnel;
 
+use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -24,20 +26,22 @@ use egress::{Decision, Host, Name, Policy, Target};
 use relay::RelayError;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_vsock::VsockStream;
 use tracing::Instrument;
-use wire::Undialled;
+use wire::{Undialled, port};
 
 use crate::config::Config;
 use crate::exit::chain;
 use crate::session::{Attached, Session};
 pub(crate) use metrics::Metrics;
-use metrics::Outcome;
+use metrics::{Open, Outcome};
 use names::Names;
 pub(crate) use servers::NoResolver;
+pub(crate) use tunnel::{Bound as BoundTunnel, bind as bind_tunnels};
 
 /// Requests and refusals on their way between the control connection and here.
 const ON_THE_WAY: usize = 1024;
@@ -64,9 +68,10 @@ pub(crate) struct Line {
 #[derive(Debug, Clone)]
 pub(crate) struct Egress {
     policy: Arc<Policy>,
-    /// None without rules: there is nothing to resolve.
+    /// None without rules and tunnels: there is nothing to resolve.
     names: Option<Arc<Names>>,
     within: Duration,
+    idle_timeout: Option<Duration>,
     admission: Arc<Semaphore>,
     metrics: Metrics,
     connections: TaskTracker,
@@ -81,14 +86,16 @@ impl Egress {
         metrics: Metrics,
         abort: CancellationToken,
     ) -> Result<Egress, NoResolver> {
-        let names = match config.egress.rules() {
-            [] => None,
-            _ => Some(Arc::new(Names::new(&config.resolver)?)),
+        let names = match config.egress.rules().is_empty() && config.tunnels.is_empty() {
+            true => None,
+            false => Some(Arc::new(Names::new(&config.resolver)?)),
         };
+        let idle_timeout = config.limits.idle_timeout.duration();
         Ok(Egress {
             policy: Arc::new(config.egress.clone()),
             names,
             within: config.limits.egress_timeout.duration(),
+            idle_timeout: Some(idle_timeout).filter(|timeout| !timeout.is_zero()),
             admission: Arc::new(Semaphore::new(config.limits.egress_connections)),
             metrics,
             connections: TaskTracker::new(),
@@ -137,17 +144,18 @@ impl Egress {
 
     /// The data path.
     async fn carry(&self, dial: Dial, session: &Session) -> Outcome {
-        let Ok(_place) = Arc::clone(&self.admission).try_acquire_owned() else {
-            tracing::info!(target = %shown(&dial), "egress refused: limits.egress_connections are open");
-            return Outcome::Undialled(Undialled::Full);
+        let _place = match self.admit(&shown(&dial)) {
+            Ok(place) => place,
+            Err(full) => return Outcome::Undialled(full),
         };
-        let _open = self.metrics.opened();
         let server = match self.connect(&dial).await {
             Ok(server) => server,
             Err(reason) => return Outcome::Undialled(reason),
         };
         match session.attach(dial.stream).await {
-            Ok(attached) => self.relay(server, attached).await,
+            Ok(Attached { stream, first_bytes }) => {
+                self.relay(server, stream, first_bytes, Some(session)).await
+            }
             Err(error) => {
                 tracing::debug!(reason = chain(&error), "the agent does not take the stream");
                 Outcome::EnclaveFailed
@@ -155,21 +163,37 @@ impl Egress {
         }
     }
 
-    /// From a request to a connection. Every decision leaves one line.
+    /// A place among the open connections, given back when it is dropped.
+    fn admit(&self, target: &impl Display) -> Result<(OwnedSemaphorePermit, Open), Undialled> {
+        match Arc::clone(&self.admission).try_acquire_owned() {
+            Ok(place) => Ok((place, self.metrics.opened())),
+            Err(_) => {
+                tracing::info!(%target, "egress refused: limits.egress_connections are open");
+                Err(Undialled::Full)
+            }
+        }
+    }
+
+    /// From a request to a connection.
     async fn connect(&self, dial: &Dial) -> Result<TcpStream, Undialled> {
-        let deadline = Instant::now() + self.within;
         let target = Target::new(&dial.host, dial.port).map_err(|error| {
             tracing::info!(target = %shown(dial), reason = %error, "egress refused: no target");
             Undialled::BadTarget
         })?;
-        let decision = self.policy.decide(&target);
+        self.reach(&target, &self.policy).await
+    }
+
+    /// From a target to a connection. Every decision leaves one line.
+    async fn reach(&self, target: &Target, policy: &Policy) -> Result<TcpStream, Undialled> {
+        let deadline = Instant::now() + self.within;
+        let decision = policy.decide(target);
         let rule = decision.rule.as_ref().map(|(_, rule)| rule.as_str());
         if !decision.is_allowed() {
             tracing::info!(%target, reason = %decision.verdict, rule, "egress denied");
             return Err(Undialled::Denied);
         }
         let addresses =
-            timeout_at(deadline, self.addresses(&target)).await.unwrap_or(Err(Undialled::Late))?;
+            timeout_at(deadline, self.addresses(target, policy)).await.unwrap_or(Err(Undialled::Late))?;
         let (server, address) = connect::first(addresses, deadline).await.inspect_err(|reason| {
             tracing::info!(%target, rule, reason = %reason, "egress allowed, not connected");
         })?;
@@ -178,7 +202,7 @@ impl Egress {
     }
 
     /// What the target leads to and the policy leaves of it.
-    async fn addresses(&self, target: &Target) -> Result<Vec<SocketAddr>, Undialled> {
+    async fn addresses(&self, target: &Target, policy: &Policy) -> Result<Vec<SocketAddr>, Undialled> {
         let name = match &target.host {
             // Decided on as it is named.
             Host::Address(address) => return Ok(vec![SocketAddr::new(*address, target.port)]),
@@ -187,7 +211,7 @@ impl Egress {
         let resolved = self.resolve(name).await.inspect_err(|reason| {
             tracing::info!(%target, reason = %reason, "egress allowed, not resolved");
         })?;
-        let decide = |address: &IpAddr| (*address, self.policy.decide_address(*address, target.port));
+        let decide = |address: &IpAddr| (*address, policy.decide_address(*address, target.port));
         let (left, refused): (Vec<_>, Vec<_>) =
             resolved.iter().map(decide).partition(|(_, decision)| decision.is_allowed());
         for (address, Decision { verdict, rule }) in &refused {
@@ -208,14 +232,29 @@ impl Egress {
         }
     }
 
-    async fn relay(&self, mut server: TcpStream, attached: Attached) -> Outcome {
-        let Attached { stream, first_bytes } = attached;
+    /// `session` is that of our agent, where it is the far end.
+    async fn relay(
+        &self,
+        mut server: TcpStream,
+        enclave: VsockStream,
+        first_bytes: Vec<u8>,
+        session: Option<&Session>,
+    ) -> Outcome {
         let first = timeout(FIRST_BYTES_WITHIN, server.write_all(&first_bytes)).await;
         if !matches!(first, Ok(Ok(()))) {
             return Outcome::ServerFailed;
         }
-        let options = relay::Options { far_end_relays: true, ..relay::Options::default() };
-        match relay::relay_with(server, stream, &self.metrics.bytes, options).await {
+        let options = relay::Options {
+            idle_timeout: self.idle_timeout,
+            far_end_relays: session.is_some(),
+            already_read: Vec::new(),
+        };
+        // As for clients: once the server has ended its own direction, the enclave's
+        // end of stream may be its death, and only a greeting tells.
+        let is_alive = session
+            .cloned()
+            .map(|session| move || Box::pin(async move { session.open(port::ATTESTATION).await.is_ok() }));
+        match relay::relay_witnessed(server, enclave, &self.metrics.bytes, options, is_alive).await {
             Ok(moved) => {
                 tracing::debug!(to_enclave = moved.to_vsock, to_server = moved.from_vsock, "completed");
                 Outcome::Completed

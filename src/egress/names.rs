@@ -50,6 +50,9 @@ impl Names {
             [] => servers::of_this_machine()?,
             servers => servers.to_vec(),
         };
+        // The first random bytes may need a file, where a static libc has no getrandom(2);
+        // the questions come when there are none any more. A failure shows there again.
+        let _ = getrandom::fill(&mut [0; 1]);
         Ok(Names {
             servers: Servers::new(servers),
             // A pod without the file just has no names of its own.

@@ -101,7 +101,8 @@ impl Servers {
     async fn ask_for(&self, name: &Name, family: Family) -> Answer {
         for server in std::iter::repeat_n(&self.0, ROUNDS).flatten() {
             let mut random = [0; 32];
-            if getrandom::fill(&mut random).is_err() {
+            if let Err(error) = getrandom::fill(&mut random) {
+                tracing::debug!(%name, %error, "no random bytes for a question");
                 return Answer::Nobody;
             }
             let question = Question::new(name, family, random);

@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::confine::{self, Confinement};
 use crate::console::Console;
 use crate::control::{Control, Order};
-use crate::egress::{self, Egress};
+use crate::egress::{self, BoundTunnel, Egress};
 use crate::exit::Failure;
 use crate::foreign::Foreign;
 use crate::http::{self, Pages};
@@ -147,6 +147,7 @@ struct Waiting {
     /// Of a foreign image, which has no agent.
     heartbeat: Option<Heartbeat>,
     listeners: Vec<Bound>,
+    tunnels: Vec<BoundTunnel>,
 }
 
 impl Supervisor {
@@ -158,6 +159,7 @@ impl Supervisor {
     ) -> Result<Supervisor, Failure> {
         let signals = Signals::install()?;
         let listeners = proxy::bind(&config.ingress, config.limits.keep_alive.duration())?;
+        let tunnels = egress::bind_tunnels(&config.tunnels)?;
         let http = http::bind(config.http.listen).await?;
 
         let stop = CancellationToken::new();
@@ -230,6 +232,7 @@ impl Supervisor {
                 log_metrics: Some(log_metrics),
                 heartbeat: None,
                 listeners,
+                tunnels,
             },
         })
     }
@@ -243,6 +246,8 @@ impl Supervisor {
 
     async fn next_event(&mut self) -> Event {
         let finishing = matches!(self.phase, Phase::Finishing(_));
+        // A foreign image's workload was told nothing and goes on: its tunnels end with the enclave.
+        let own_egress = (!self.on_the_way.foreign).then_some(&self.egress);
         tokio::select! {
             Some(event) = self.events.recv() => event,
             launched = present(self.launch.as_mut()) => {
@@ -253,7 +258,7 @@ impl Supervisor {
                 self.hung_up = true;
                 Event::HungUp
             }
-            () = all_said(&self.traffic, &self.egress, &self.output_over), if finishing => Event::Idle,
+            () = all_said(&self.traffic, own_egress, &self.output_over), if finishing => Event::Idle,
             () = until(self.deadline) => Event::TimeOver,
         }
     }
@@ -365,6 +370,9 @@ impl Supervisor {
         if self.config.debug {
             let (events, stop) = (self.waiting.events.clone(), self.stop.clone());
             self.tasks.spawn(self.console.clone().follow(cid, events, stop));
+        }
+        for tunnel in self.waiting.tunnels.drain(..) {
+            self.tasks.spawn(tunnel.serve(self.egress.clone(), cid));
         }
         if let Some(heartbeat) = self.waiting.heartbeat.take() {
             let (events, stop) = (self.waiting.events.clone(), self.stop.clone());
@@ -481,9 +489,11 @@ fn start_launch(
     })
 }
 
-async fn all_said(traffic: &Traffic, egress: &Egress, output_over: &CancellationToken) {
+async fn all_said(traffic: &Traffic, egress: Option<&Egress>, output_over: &CancellationToken) {
     traffic.idle().await;
-    egress.idle().await;
+    if let Some(egress) = egress {
+        egress.idle().await;
+    }
     output_over.cancelled().await;
 }
 
