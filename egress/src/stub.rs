@@ -6,7 +6,7 @@
 //! An answer counts only when it repeats the question bit by bit: its number and
 //! the case of every letter are random, so that it is hard to forge. Of its
 //! records only those count that the question leads to by aliases. Sources:
-//! RFC 1035, RFC 5452, draft-vixie-dnsext-dns0x20.
+//! RFC 1035, RFC 2308, RFC 5452, draft-vixie-dnsext-dns0x20.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,6 +19,7 @@ const HEADER: usize = 12;
 const CLASS_IN: u16 = 1;
 const A: u16 = 1;
 const CNAME: u16 = 5;
+const SOA: u16 = 6;
 const AAAA: u16 = 28;
 const OPT: u16 = 41;
 /// Longer chains of aliases are given up.
@@ -45,10 +46,11 @@ pub struct Question {
 /// What a name server says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
-    /// The addresses and for how many seconds they hold. None: there are none of this family.
+    /// The addresses and for how many seconds they hold. None: there are none of this
+    /// family, for so many seconds.
     Addresses(Vec<IpAddr>, u32),
-    /// There is no such name.
-    NoSuchName,
+    /// There is no such name, for so many seconds.
+    NoSuchName(u32),
     /// The answer does not fit a datagram: ask again over TCP.
     Truncated,
     /// It cannot, or will not, say: the code of RFC 1035, section 4.1.1.
@@ -115,7 +117,7 @@ impl Question {
         match code {
             0 | 3 if header[2] & 2 != 0 => Ok(Said::Truncated),
             0 => self.addresses(answer).ok_or(NoAnswer::Malformed),
-            3 => Ok(Said::NoSuchName),
+            3 => Ok(Said::NoSuchName(self.denied_for(answer).unwrap_or(0))),
             other => Ok(Said::Failed(other)),
         }
     }
@@ -135,7 +137,21 @@ impl Question {
             ttl = ttl.min(alias.ttl);
             name = Spelt::read(answer, alias.data_at)?.0;
         }
+        if addresses.is_empty() {
+            ttl = self.denied_for(answer).unwrap_or(0).min(ttl);
+        }
         Some(Said::Addresses(addresses, ttl))
+    }
+
+    /// Seconds for which a denial holds: the zone's SOA record among the authorities
+    /// says it (RFC 2308, section 5), and without one it does not hold at all.
+    fn denied_for(&self, answer: &[u8]) -> Option<u32> {
+        let [.., answers, more_answers, authorities, more] = *answer.first_chunk::<10>()?;
+        let count = u16::from_be_bytes([answers, more_answers])
+            .checked_add(u16::from_be_bytes([authorities, more]))?;
+        let records = Record::read_all(answer, self.end, count)?;
+        let soa = records.iter().find(|record| record.kind == SOA)?;
+        Some(u32::from_be_bytes(*soa.data.last_chunk()?).min(soa.ttl))
     }
 }
 
@@ -259,7 +275,26 @@ mod tests {
         );
         assert_eq!(question.read(&aliased), Ok(Said::Addresses(vec!["9.9.9.9".parse().unwrap()], 5)));
         let none = answer(&question, GOOD, &[(ASKED, AAAA, 60, &[0; 16])]);
-        assert_eq!(question.read(&none), Ok(Said::Addresses(vec![], u32::MAX)));
+        assert_eq!(question.read(&none), Ok(Said::Addresses(vec![], 0)));
+    }
+
+    #[test]
+    fn a_denial_holds_as_long_as_the_zone_says_and_without_its_word_not_at_all() {
+        let question = question();
+        // Two names and five numbers, the last of which is the minimum.
+        let soa = |minimum: u32| [&b"\x02ns\x00\x00"[..], &[0; 16], &minimum.to_be_bytes()].concat();
+        let denial = |flags, ttl, minimum| {
+            let mut bytes = answer(&question, flags, &[(ALIAS, SOA, ttl, &soa(minimum))]);
+            // The record is one of the authorities.
+            bytes.swap(7, 9);
+            question.read(&bytes)
+        };
+        assert_eq!(denial([0x81, 0x83], 900, 60), Ok(Said::NoSuchName(60)));
+        assert_eq!(denial([0x81, 0x83], 30, 60), Ok(Said::NoSuchName(30)));
+        assert_eq!(denial(GOOD, 900, 7), Ok(Said::Addresses(vec![], 7)));
+        let mut cut = answer(&question, [0x81, 0x83], &[]);
+        cut[9] = 1;
+        assert_eq!(question.read(&cut), Ok(Said::NoSuchName(0)));
     }
 
     #[test]
@@ -282,13 +317,13 @@ mod tests {
         let question = question();
         let said =
             |flags, records: &[(&[u8], u16, u32, &[u8])]| question.read(&answer(&question, flags, records));
-        assert_eq!(said([0x81, 0x83], &[]), Ok(Said::NoSuchName));
+        assert_eq!(said([0x81, 0x83], &[]), Ok(Said::NoSuchName(0)));
         assert_eq!(said([0x83, 0x80], &[]), Ok(Said::Truncated));
         assert_eq!(said([0x81, 0x82], &[]), Ok(Said::Failed(2)));
         assert_eq!(said([0x81, 0x85], &[]), Ok(Said::Failed(5)));
         assert_eq!(said(GOOD, &[(ASKED, A, 60, &[1, 2, 3])]), Err(NoAnswer::Malformed));
         // Aliases in a circle, and a reference to itself.
-        assert_eq!(said(GOOD, &[(ASKED, CNAME, 5, ASKED)]), Ok(Said::Addresses(vec![], 5)));
+        assert_eq!(said(GOOD, &[(ASKED, CNAME, 5, ASKED)]), Ok(Said::Addresses(vec![], 0)));
         let own = [0xC0, question.end as u8];
         assert_eq!(said(GOOD, &[(&own, A, 60, &[1, 2, 3, 4])]), Err(NoAnswer::Malformed));
     }

@@ -4,8 +4,8 @@
 //! /etc/hosts ─▶ remembered, in its time ─▶ name servers ─▶ remembered, out of its time
 //! ```
 //! When no server answers any more, the last good answer is used on for a
-//! while: a name server's bad hour is not the workload's. A name that does not
-//! exist is believed at once. Nothing here decides: every answer, also a
+//! while: a name server's bad hour is not the workload's. That a name does not
+//! exist is believed at once, and remembered for a moment. Nothing here decides: every answer, also a
 //! remembered one, goes through the policy at each connection.
 
 use std::collections::HashMap;
@@ -27,6 +27,8 @@ const HOSTS: &str = "/etc/hosts";
 const MOST_REMEMBERED: usize = 4096;
 /// However long an answer claims to hold.
 const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// However long a zone denies a name: one that comes to be is wanted soon.
+const LONGEST_DENIAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Names {
@@ -38,6 +40,7 @@ pub(super) struct Names {
 
 #[derive(Debug, Clone)]
 struct Remembered {
+    /// None: there is no such name.
     addresses: Vec<IpAddr>,
     until: Instant,
     at: Instant,
@@ -69,19 +72,23 @@ impl Names {
         }
         let remembered = self.lock().get(name).cloned();
         if let Some(known) = remembered.as_ref().filter(|known| Instant::now() < known.until) {
-            return Ok(known.addresses.clone());
+            return match known.addresses.is_empty() {
+                true => Err(Undialled::NoSuchName),
+                false => Ok(known.addresses.clone()),
+            };
         }
         match self.servers.ask(name).await {
             Answer::Addresses(addresses, ttl) => {
                 self.remember(name, &addresses, ttl.min(LONGEST_TTL));
                 Ok(addresses)
             }
-            Answer::NoSuchName => {
-                self.lock().remove(name);
+            Answer::NoSuchName(ttl) => {
+                self.remember(name, &[], ttl.min(LONGEST_DENIAL));
                 Err(Undialled::NoSuchName)
             }
             Answer::Nobody => {
-                let known = remembered.filter(|known| known.at.elapsed() <= self.stale);
+                let known = remembered
+                    .filter(|known| !known.addresses.is_empty() && known.at.elapsed() <= self.stale);
                 tracing::debug!(%name, remembered = known.is_some(), "no name server answers");
                 let known = known.ok_or(Undialled::Unresolved)?;
                 metrics.stale.inc();
@@ -93,7 +100,9 @@ impl Names {
     fn remember(&self, name: &Name, addresses: &[IpAddr], ttl: Duration) {
         let mut remembered = self.lock();
         if remembered.len() >= MOST_REMEMBERED && !remembered.contains_key(name) {
-            let oldest = remembered.iter().min_by_key(|(_, known)| known.at).map(|(name, _)| name.clone());
+            // A workload may ask for any number of names that do not exist: these go first.
+            let age = |(_, known): &(&Name, &Remembered)| (!known.addresses.is_empty(), known.at);
+            let oldest = remembered.iter().min_by_key(age).map(|(name, _)| name.clone());
             oldest.and_then(|oldest| remembered.remove(&oldest));
         }
         let now = Instant::now();
@@ -122,6 +131,9 @@ fn parse_hosts(text: &str) -> HashMap<Name, Vec<IpAddr>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -146,5 +158,87 @@ mod tests {
         }
         assert_eq!(names.lock().len(), MOST_REMEMBERED);
         assert!(!names.lock().contains_key(&"n0.example".parse().unwrap()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn denials_make_room_before_addresses_do() {
+        let servers = vec!["127.0.0.1:1".parse().unwrap()];
+        let names = Names::new(&Resolver { servers, ..Resolver::default() }).unwrap();
+        let good = "good.example".parse().unwrap();
+        names.remember(&good, &["192.0.2.1".parse().unwrap()], Duration::ZERO);
+        for number in 0..2 * MOST_REMEMBERED {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            names.remember(&format!("n{number}.example").parse().unwrap(), &[], LONGEST_DENIAL);
+        }
+        assert_eq!(names.lock().len(), MOST_REMEMBERED);
+        assert!(names.lock().contains_key(&good));
+    }
+
+    /// Answers every A question with what `say` makes of its number, every other with
+    /// nothing, both for 7 s; says how many A questions came.
+    fn server(say: fn(usize) -> Option<[u8; 4]>) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (address, asked) = (socket.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let counter = Arc::clone(&asked);
+        // It ends with the test's process.
+        std::thread::spawn(move || {
+            let mut query = [0; 512];
+            while let Ok((length, client)) = socket.recv_from(&mut query) {
+                let end = query[12..length].iter().position(|byte| *byte == 0).unwrap() + 17;
+                let is_a = query[end - 3] == 1;
+                let found = if is_a { say(counter.fetch_add(1, Ordering::SeqCst)) } else { None };
+                let mut answer = query[..end].to_vec();
+                answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0]);
+                answer[if found.is_some() { 7 } else { 9 }] = 1;
+                answer.extend([0xC0, 12, 0, if found.is_some() { 1 } else { 6 }, 0, 1, 0, 0, 0, 7]);
+                match found {
+                    Some(address) => answer.extend([&[0, 4], &address[..]].concat()),
+                    // Two root names and five numbers: the last is the minimum.
+                    None => answer.extend([&[0, 22, 0, 0], &[0; 16][..], &[0, 0, 0, 7]].concat()),
+                }
+                socket.send_to(&answer, client).unwrap();
+            }
+        });
+        (address, asked)
+    }
+
+    /// Moves the clock while nothing is under way.
+    async fn after(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn an_answer_serves_for_its_time_and_then_the_servers_are_asked_again() {
+        let (address, asked) = server(|number| Some([192, 0, 2, number as u8]));
+        let names = Names::new(&Resolver { servers: vec![address], ..Resolver::default() }).unwrap();
+        let (name, metrics) = ("ttl.example".parse().unwrap(), Metrics::default());
+        let look_up = async |last: u8| {
+            let found = names.addresses(&name, &metrics).await.unwrap();
+            assert_eq!(found, [IpAddr::from([192, 0, 2, last])]);
+        };
+        look_up(0).await;
+        after(Duration::from_secs(6)).await;
+        look_up(0).await;
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        after(Duration::from_secs(1)).await;
+        look_up(1).await;
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn that_a_name_does_not_exist_is_remembered_for_as_long_as_its_zone_says() {
+        let (address, asked) = server(|number| (number > 0).then_some([192, 0, 2, 1]));
+        let names = Names::new(&Resolver { servers: vec![address], ..Resolver::default() }).unwrap();
+        let (name, metrics) = ("new.example".parse().unwrap(), Metrics::default());
+        for _ in 0..3 {
+            assert_eq!(names.addresses(&name, &metrics).await, Err(Undialled::NoSuchName));
+        }
+        after(Duration::from_secs(6)).await;
+        assert_eq!(names.addresses(&name, &metrics).await, Err(Undialled::NoSuchName));
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        after(Duration::from_secs(1)).await;
+        assert_eq!(names.addresses(&name, &metrics).await.unwrap().len(), 1);
     }
 }

@@ -50,8 +50,8 @@ impl Blame for NoResolver {
 pub(super) enum Answer {
     /// Of both families, never none, and for how long they hold.
     Addresses(Vec<IpAddr>, Duration),
-    /// There is no such name, or it has no address.
-    NoSuchName,
+    /// There is no such name, or it has no address, and for how long that holds.
+    NoSuchName(Duration),
     /// None of them answers.
     Nobody,
 }
@@ -93,7 +93,7 @@ impl Servers {
                 Answer::Addresses(four, ttl.min(other))
             }
             (found @ Answer::Addresses(..), _) | (_, found @ Answer::Addresses(..)) => found,
-            (Answer::NoSuchName, Answer::NoSuchName) => Answer::NoSuchName,
+            (Answer::NoSuchName(four), Answer::NoSuchName(six)) => Answer::NoSuchName(four.min(six)),
             _ => Answer::Nobody,
         }
     }
@@ -110,7 +110,9 @@ impl Servers {
                 Ok(Ok(Said::Addresses(addresses, ttl))) if !addresses.is_empty() => {
                     return Answer::Addresses(addresses, Duration::from_secs(ttl.into()));
                 }
-                Ok(Ok(Said::Addresses(..) | Said::NoSuchName)) => return Answer::NoSuchName,
+                Ok(Ok(Said::Addresses(_, ttl) | Said::NoSuchName(ttl))) => {
+                    return Answer::NoSuchName(Duration::from_secs(ttl.into()));
+                }
                 Ok(Ok(other)) => tracing::debug!(%server, %name, ?other, "a name server cannot answer"),
                 Ok(Err(error)) => tracing::debug!(%server, %name, %error, "a name server cannot be asked"),
                 Err(_) => tracing::debug!(%server, %name, "a name server does not answer"),
