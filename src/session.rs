@@ -61,6 +61,11 @@ impl Session {
         Ok(Session { cid, token: SessionToken::from_random(token) })
     }
 
+    /// The enclave's.
+    pub(crate) fn cid(&self) -> Cid {
+        self.cid
+    }
+
     /// A conversation on one of the agent's own ports, past its greeting.
     pub(crate) async fn open(&self, port: u32) -> Result<Conversation, SessionError> {
         self.greet(self.reach(port).await?, port).await

@@ -126,7 +126,8 @@ impl Egress {
     fn take(&self, dial: Dial, session: Session, refuse: mpsc::Sender<(u64, Undialled)>) {
         let egress = self.clone();
         let stream = dial.stream;
-        let span = tracing::debug_span!("egress", stream, host = dial.host, port = dial.port);
+        let span =
+            tracing::debug_span!("egress", stream, cid = %session.cid(), host = dial.host, port = dial.port);
         self.connections.spawn(
             async move {
                 let abort = egress.abort.clone();

@@ -24,9 +24,10 @@ pub fn rootfs(node: &Node, programs: &[&Path]) -> PathBuf {
         std::fs::create_dir_all(root.join(directory)).unwrap();
     }
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for applet in
-        ["sh", "nc", "nslookup", "cat", "echo", "sleep", "seq", "head", "wc", "kill", "timeout", "grep"]
-    {
+    for applet in [
+        "sh", "nc", "nslookup", "cat", "echo", "sleep", "seq", "head", "wc", "kill", "timeout", "grep", "tr",
+        "sed",
+    ] {
         std::os::unix::fs::symlink("/bin/busybox", root.join("bin").join(applet)).unwrap();
     }
     std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").unwrap();
@@ -59,6 +60,18 @@ impl Enclave {
         shim: &[String],
         resolver: SocketAddr,
     ) -> Enclave {
+        Enclave::with(node, rootfs, image, shim, resolver, "")
+    }
+
+    /// The same with more lines of shim.yaml.
+    pub fn with(
+        node: &Node,
+        rootfs: &Path,
+        image: &[String],
+        shim: &[String],
+        resolver: SocketAddr,
+        extra: &str,
+    ) -> Enclave {
         let entrypoint = match rootfs.join("start").exists() {
             true => "[/bin/sh, /start]",
             false => "[/bin/nc, -ll, -p, '8080', -e, /bin/sh]",
@@ -70,7 +83,7 @@ impl Enclave {
         );
         let image = Image::from_rootfs(node, &manifest, rootfs);
         let config = format!(
-            "memory_mib: 192\negress: {}\nresolver: {{servers: ['{resolver}'], stale: 1m}}\n",
+            "memory_mib: 192\negress: {}\nresolver: {{servers: ['{resolver}'], stale: 1m}}\n{extra}",
             serde_json::to_string(shim).unwrap()
         );
         let mut shim = Shim::with_config(node, &image, &config);

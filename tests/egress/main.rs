@@ -7,6 +7,7 @@
 mod machine;
 
 mod adversarial;
+mod connections;
 mod enclave;
 mod outside;
 mod unmodified;

@@ -1,0 +1,52 @@
+//! What is kept of each connection while it is open, and how long a silent one may be.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::enclave::{Enclave, rootfs};
+use crate::machine::{self, Node};
+use crate::outside::{NameServer, address};
+
+/// The spans of a log line with this message, the outermost first.
+fn spans(log: &str, message: &str) -> Vec<Value> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let line = lines.filter(|line| line["fields"]["message"] == message).last();
+    line.and_then(|line| line["spans"].as_array().cloned()).unwrap_or_default()
+}
+
+#[test]
+fn a_silent_connection_ends_after_the_idle_timeout_and_each_has_one_span_with_its_fields() {
+    let node = Node::new();
+    let here = address();
+    let names = NameServer::start();
+    names.says("api.example.com", &[&[&here.to_string()]]);
+    let listener = TcpListener::bind(SocketAddr::from((here, 80))).unwrap();
+    let rules = vec!["api.example.com:80".to_owned(), format!("{here}:80")];
+    let root = rootfs(&node, &[] as &[&Path]);
+    let limits = "limits: {idle_timeout: 2s}\n";
+    let mut enclave = Enclave::with(&node, &root, &rules, &rules, names.address, limits);
+    enclave.run("(sleep 60 | nc api.example.com 80) >/dev/null 2>&1 &");
+    let (mut server, _) = listener.accept().unwrap();
+    let accepted = Instant::now();
+    let end = std::io::Read::read(&mut server, &mut [0]).unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset, "a cut is a reset");
+    assert!(accepted.elapsed() >= Duration::from_millis(1500), "after {:?}", accepted.elapsed());
+    machine::within(Duration::from_secs(10), "the silent connection is counted", || {
+        enclave.ended("idle") == 1
+    });
+
+    let log = enclave.shim.log();
+    let cid = node.running()[0].to_string();
+    let [egress] = spans(&log, "egress allowed").try_into().expect("one span");
+    assert_eq!((&egress["name"], &egress["host"]), (&"egress".into(), &"api.example.com".into()));
+    assert_eq!((&egress["port"], &egress["cid"]), (&80.into(), &cid.clone().into()));
+    assert!(egress["stream"].is_u64(), "{egress}");
+    let [ingress] = spans(&log, "completed").try_into().expect("one span");
+    assert_eq!((&ingress["name"], &ingress["port"]), (&"connection".into(), &8080.into()));
+    assert_eq!(ingress["cid"], cid);
+    assert!(ingress["conn"].is_u64(), "{ingress}");
+    assert!(ingress["peer"].as_str().unwrap().parse::<SocketAddr>().is_ok(), "{ingress}");
+}
