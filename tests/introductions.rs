@@ -151,3 +151,29 @@ fn a_client_goes_to_the_port_of_the_host_that_it_asks_for() {
         assert!(answer.starts_with(&expected), "{host}: {answer}");
     }
 }
+
+#[test]
+fn a_client_that_is_slow_to_say_whom_it_wants_is_reset_and_keeps_nobody_waiting() {
+    let node = Node::new();
+    let ingress = "\n  - {listen: '[::1]:0', port: 8080, host: {count.example.com: 8081}}
+  - {listen: 127.0.0.1:0, port: 8081, sni: {tls.example.com: 8081}}";
+    let config = "memory_mib: 64\nlimits: {header_timeout: 1s}\n";
+    let mut shim = Shim::with_ingress(&node, &Image::hello(&node), ingress, config);
+    shim.ready();
+    let (by_host, by_sni) = (shim.ingress(8080), shim.ingress(8081));
+    // The beginning of a request, and of a TLS hello: a handshake record of 512 bytes.
+    for (address, beginning) in [
+        (by_host, &b""[..]),
+        (by_host, b"GET / HTTP/1.1\r\nHo"),
+        (by_sni, b""),
+        (by_sni, b"\x16\x03\x01\x02\x00\x01"),
+    ] {
+        let mut slow = client::connect(address).unwrap();
+        slow.write_all(beginning).unwrap();
+        assert_eq!(client::get(by_host, "/").unwrap().status, 200, "another is served meanwhile");
+        let refused = slow.read(&mut [0]).unwrap_err();
+        assert!(is_reset(&refused), "{beginning:?}: {refused}");
+    }
+    let late = "enclave_shim_ingress_connections_total{outcome=\"header_late\"}";
+    assert_eq!(shim.metric(late), Some(4.0));
+}

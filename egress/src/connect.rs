@@ -38,7 +38,9 @@ impl ConnectError {
     /// The status to answer with.
     pub fn status(&self) -> &'static str {
         match self {
-            ConnectError::TooLong => "431 Request Header Fields Too Large",
+            ConnectError::TooLong | ConnectError::NotHttp(httparse::Error::TooManyHeaders) => {
+                "431 Request Header Fields Too Large"
+            }
             ConnectError::Method => "405 Method Not Allowed",
             _ => "400 Bad Request",
         }

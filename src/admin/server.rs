@@ -156,3 +156,62 @@ async fn follow(client: UnixStream, room: &Room) -> std::io::Result<()> {
         client = say(client, &text).await?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn room() -> Room {
+        let status = Status { phase: "serving", ready: true, attests: true, leaving: false };
+        Room {
+            status: watch::Sender::new(status).subscribe(),
+            identity: Arc::default(),
+            timeline: Arc::new(Timeline::start()),
+            console: Console::default(),
+            debug: false,
+            slot: None,
+            confinement: Confinement::default(),
+        }
+    }
+
+    /// Says `beginning` and reads to the end, whichever end it is.
+    async fn told(path: &std::path::Path, beginning: &str) -> String {
+        let mut client = UnixStream::connect(path).await.unwrap();
+        let _ = client.write_all(beginning.as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_clients_take_no_place_for_long_and_endless_ones_are_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, room(), stop.clone()));
+        let begun = Instant::now();
+        let slow: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let path = path.clone();
+                tokio::spawn(async move { told(&path, "descr").await })
+            })
+            .collect();
+        for client in slow {
+            assert_eq!(client.await.unwrap(), "");
+        }
+        assert!(
+            begun.elapsed() >= REQUEST_WITHIN && begun.elapsed() < ANSWER_WITHIN,
+            "{:?}",
+            begun.elapsed()
+        );
+        assert_eq!(told(&path, "describe\n").await, "ok\n[]\n");
+        let endless = told(&path, &"x".repeat(100_000)).await;
+        assert!(endless.is_empty() || endless == "error: no such request\n", "{endless}");
+        stop.cancel();
+        serving.await.unwrap();
+    }
+}

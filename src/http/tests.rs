@@ -114,3 +114,34 @@ async fn the_relay_adds_few_microseconds_at_the_median() {
     // In the best round, which other tests on these cores disturbed least.
     assert!(least <= most, "{added:.0?}");
 }
+
+/// What a client that says `beginning` and then nothing gets, and when.
+async fn slowly(address: SocketAddr, beginning: &str) -> (String, Duration) {
+    let begun = tokio::time::Instant::now();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(beginning.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A reset is an end too.
+    let _ = client.read_to_end(&mut answer).await;
+    (String::from_utf8_lossy(&answer).into_owned(), begun.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_is_let_go_in_time_and_others_are_served_meanwhile() {
+    let (address, stop) = serving().await;
+    for (beginning, answer) in [
+        ("", ""),
+        ("GET /read", ""),
+        ("GET /readyz HTTP/1.1\r\nHost: x\r\n", ""),
+        ("POST /v1/attestation HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{", "HTTP/1.1 408 "),
+    ] {
+        let slow = tokio::spawn(slowly(address, beginning));
+        let quick = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let (answered, took) = slowly(address, quick).await;
+        assert!(answered.starts_with("HTTP/1.1 200 ") && took < HEAD_WITHIN, "{answered} after {took:?}");
+        let (told, took) = slow.await.unwrap();
+        assert!(told.starts_with(answer), "{beginning:?}: {told}");
+        assert!(took >= HEAD_WITHIN && took < 3 * HEAD_WITHIN, "{beginning:?}: {took:?}");
+    }
+    stop.cancel();
+}

@@ -193,10 +193,28 @@ fn the_agent_answers_for_allowed_names_only_and_refuses_every_trick_at_its_proxy
     assert!(talk(&enclave, absolute).starts_with("HTTP/1.1 405 "));
     let differs = "CONNECT api.example.com:80 HTTP/1.1\\r\\nHost: evil.test\\r\\n\\r\\n";
     assert!(talk(&enclave, differs).starts_with("HTTP/1.1 400 "));
-    let long = enclave.run(&format!(
-        "(printf 'CONNECT api.example.com:80 HTTP/1.1\\r\\nX: '; seq 1 4000) | timeout 15 nc {GATEWAY} 3128 | head -c 40"
-    ));
-    assert!(long.starts_with("HTTP/1.1 431 ") || long.starts_with("HTTP/1.1 400 "), "{long}");
+    // Larger than a head may be: a field, the target itself, the number of fields.
+    let long = "head -c 9000 /dev/zero | tr '\\000' a";
+    for (first, more) in [
+        ("CONNECT api.example.com:80 HTTP/1.1\\r\\nX: ", long),
+        ("CONNECT ", long),
+        ("CONNECT api.example.com:80 HTTP/1.1\\r\\n", "seq 1 70 | sed 's/$/: x/'"),
+    ] {
+        let script = format!("(printf '{first}'; {more}) | timeout 15 nc {GATEWAY} 3128 | head -c 40");
+        let printed = enclave.run(&script);
+        assert!(printed.starts_with("HTTP/1.1 431 "), "{first}: {printed}");
+    }
+    // SOCKS: the longest name, which is none of DNS; as many methods as there can be.
+    let repeat = |text: &str, count: usize| text.repeat(count);
+    for (bytes, answer) in [
+        (format!("\\005\\001\\000\\005\\001\\000\\003\\377{}\\000\\120", repeat("a", 255)), "05000501"),
+        (format!("\\005\\377{}", repeat("\\002", 255)), "05ff"),
+    ] {
+        let printed = enclave.run(&format!(
+            "printf '{bytes}' | timeout 15 nc {GATEWAY} 3128 | /bin/busybox xxd -p | head -c 8"
+        ));
+        assert!(printed.trim().starts_with(answer), "{printed}");
+    }
     // SOCKS: methods, then requests. The last two numbers of a reply's first four tell.
     for (bytes, answer) in [
         ("\\004\\001\\000\\120\\251\\376\\251\\376\\000", ""),
