@@ -15,6 +15,7 @@
 mod admin;
 mod attestation;
 mod boot;
+mod carried;
 mod cli;
 mod config;
 mod confine;

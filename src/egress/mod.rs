@@ -34,11 +34,12 @@ use tokio_vsock::VsockStream;
 use tracing::Instrument;
 use wire::{Undialled, port};
 
+use crate::carried::Open;
 use crate::config::Config;
 use crate::exit::chain;
 use crate::session::{Attached, Session};
 pub(crate) use metrics::Metrics;
-use metrics::{Open, Outcome};
+use metrics::Outcome;
 use names::Names;
 pub(crate) use servers::NoResolver;
 pub(crate) use tunnel::{Bound as BoundTunnel, bind as bind_tunnels};
@@ -255,7 +256,7 @@ impl Egress {
         let is_alive = session
             .cloned()
             .map(|session| move || Box::pin(async move { session.open(port::ATTESTATION).await.is_ok() }));
-        match relay::relay_witnessed(server, enclave, &self.metrics.bytes, options, is_alive).await {
+        match relay::relay_witnessed(server, enclave, &self.metrics.carried.bytes, options, is_alive).await {
             Ok(moved) => {
                 tracing::debug!(to_enclave = moved.to_vsock, to_server = moved.from_vsock, "completed");
                 Outcome::Completed

@@ -41,7 +41,7 @@ pub(super) async fn carry(
         port = field::Empty,
         client = field::Empty
     );
-    terms.metrics.open.inc();
+    let open = terms.metrics.carried.opened();
     let abort = terms.abort.clone();
     let outcome = async {
         tokio::select! {
@@ -51,7 +51,7 @@ pub(super) async fn carry(
     }
     .instrument(span)
     .await;
-    terms.metrics.open.dec();
+    drop(open);
     terms.metrics.ended(outcome);
     drop(places);
 }
@@ -81,7 +81,7 @@ async fn through(client: std::net::TcpStream, peer: SocketAddr, door: &Door, ter
         .session
         .clone()
         .map(|session| move || Box::pin(async move { session.open(port::ATTESTATION).await.is_ok() }));
-    match relay::relay_witnessed(client, enclave, &terms.metrics.bytes, options, is_alive).await {
+    match relay::relay_witnessed(client, enclave, &terms.metrics.carried.bytes, options, is_alive).await {
         Ok(Moved { to_vsock, from_vsock }) => {
             tracing::debug!(to_vsock, from_vsock, "completed");
             Outcome::Completed

@@ -1,15 +1,18 @@
 //! What the data path counts.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use relay::Carriers;
+
+use crate::carried::{Carried, Way};
+
+static INGRESS: Way = Way { name: "ingress", whose: "Client", outward: "to_client" };
 
 /// How a client's connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,39 +62,26 @@ impl Outcome {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: &'static str,
-}
-
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
-    connections: Family<OutcomeLabel, Counter>,
-    pub(super) open: Gauge,
+    pub(super) carried: Carried,
     pub(super) accept_errors: Counter,
-    pub(super) bytes: Arc<relay::Counters>,
 }
 
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Metrics {
-        let metrics = Metrics::default();
-        registry.register(
-            "ingress_connections",
-            "Client connections by how they ended",
-            metrics.connections.clone(),
-        );
-        registry.register("ingress_connections_open", "Client connections now", metrics.open.clone());
+        let metrics =
+            Metrics { carried: Carried::register(registry, &INGRESS), accept_errors: Counter::default() };
         registry.register(
             "ingress_accept_errors",
             "Failures to accept a connection",
             metrics.accept_errors.clone(),
         );
-        registry.register_collector(Box::new(Bytes(Arc::clone(&metrics.bytes))));
         metrics
     }
 
     pub(super) fn ended(&self, outcome: Outcome) {
-        self.connections.get_or_create(&OutcomeLabel { outcome: outcome.name() }).inc();
+        self.carried.ended(outcome.name());
     }
 }
 
@@ -107,22 +97,3 @@ impl Collector for Tasks {
         ConstGauge::new(i64::try_from(tasks).unwrap_or(i64::MAX)).encode(encoder)
     }
 }
-
-/// The relay counts in atomics of its own; they are read at every scrape.
-#[derive(Debug)]
-struct Bytes(Arc<relay::Counters>);
-
-impl Collector for Bytes {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let mut family =
-            encoder.encode_descriptor("ingress_bytes", "Bytes carried", None, MetricType::Counter)?;
-        for (direction, bytes) in [("to_enclave", self.0.to_vsock()), ("to_client", self.0.from_vsock())] {
-            let counter = ConstCounter::new(bytes);
-            counter.encode(family.encode_family(&[("direction", direction)])?)?;
-        }
-        Ok(())
-    }
-}
-
-// The descriptor's type is given by hand above; this keeps it right.
-const _: () = assert!(matches!(<ConstCounter<u64> as TypedMetric>::TYPE, MetricType::Counter));
