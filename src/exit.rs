@@ -312,7 +312,7 @@ mod tests {
         "nitro-device/src/cid.rs",
         "src/boot/pins.rs",
         "src/config/timespan.rs",
-        "src/session.rs",
+        "src/enclave/session.rs",
         "wire/src/settings.rs",
     ];
 

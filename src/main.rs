@@ -3,7 +3,7 @@
 //! ```text
 //! command line ─▶ configuration ─▶ log ─▶ supervisor ─▶ report ─▶ exit code
 //!                                           ├─ boot: from image to running enclave
-//!                                           ├─ control: what the agent says and is told
+//!                                           ├─ enclave: what it says and is told
 //!                                           ├─ proxy: clients' connections
 //!                                           ├─ egress: the workload's connections
 //!                                           └─ http: health, metrics, attestation
@@ -19,24 +19,20 @@ mod carried;
 mod cli;
 mod config;
 mod confine;
-mod console;
-mod control;
 mod doctor;
 mod egress;
+mod enclave;
 mod environment;
 mod exit;
-mod foreign;
 mod http;
 mod identity;
 mod log;
 mod proxy;
 mod report;
-mod session;
 mod signals;
 mod supervisor;
 mod tail;
 mod timeline;
-mod workload_log;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{ERROR, OK};
 use crate::confine::{self, Confinement};
-use crate::console::Console;
+use crate::enclave::console::Console;
 use crate::identity::Identity;
 use crate::supervisor::Status;
 use crate::timeline::{Step, Timeline};

@@ -10,7 +10,7 @@ use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
 use super::queue::{ALL, EACH};
 use super::worker::Agents;
 use super::*;
-use crate::session::{Conversation, SessionError};
+use crate::enclave::session::{Conversation, SessionError};
 
 fn attestation() -> (Attestation, Requests) {
     queue(Metrics::register(&mut Registry::default()))

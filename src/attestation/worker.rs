@@ -12,8 +12,8 @@ use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
 
 use super::queue::Queue;
 use super::{DOCUMENT_WITHIN, Metrics, NoDocument, Nonce, Outcome};
+use crate::enclave::session::{Conversation, Session, SessionError};
 use crate::exit::chain;
-use crate::session::{Conversation, Session, SessionError};
 
 /// The queue's other end.
 #[derive(Debug)]

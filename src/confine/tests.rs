@@ -86,7 +86,7 @@ fn before_the_launch_only_its_files_can_be_opened_and_no_right_comes_back() {
     let kept: u64 = KEPT.iter().map(Capability::bitmask).sum();
     assert_eq!(u64::from_str_radix(effective, 16).unwrap() & !kept, 0, "{effective}");
     assert!(File::open(&config.eif).is_ok());
-    assert!(crate::session::Session::new(nitro_device::Cid::try_from(16u32).unwrap()).is_ok());
+    assert!(crate::enclave::session::Session::new(nitro_device::Cid::try_from(16u32).unwrap()).is_ok());
     assert!(File::options().read(true).write(true).open(&config.device).is_ok());
     if confinement.files == "missing" {
         return println!("SKIPPED: this kernel has no landlock, files are not limited here");

@@ -36,8 +36,8 @@ use wire::{Undialled, port};
 
 use crate::carried::Open;
 use crate::config::Config;
+use crate::enclave::session::{Attached, Session};
 use crate::exit::chain;
-use crate::session::{Attached, Session};
 pub(crate) use metrics::Metrics;
 use metrics::Outcome;
 use names::Names;

@@ -6,7 +6,7 @@ use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
 
 use super::*;
 use crate::attestation::{self, Agents as _};
-use crate::session::{Conversation, SessionError};
+use crate::enclave::session::{Conversation, SessionError};
 
 /// An agent whose module takes no time: what is left is the way to it.
 struct Instantly;

@@ -17,8 +17,8 @@ use wire::{ProxyHeader, port};
 use super::metrics::Outcome;
 use super::opening::{self, Opening, OpeningError};
 use super::{Door, Terms};
+use crate::enclave::session::{SessionError, dial};
 use crate::exit::chain;
-use crate::session::{SessionError, dial};
 
 /// Numbers connections in logs.
 static NEXT: AtomicU64 = AtomicU64::new(1);

@@ -32,7 +32,7 @@ pub(crate) use listener::{BindError, Bound, accept, bind};
 use metrics::{Metrics, Tasks};
 
 use crate::config::{Ingress, Limits};
-use crate::session::Session;
+use crate::enclave::session::Session;
 
 /// A client's socket and a vsock.
 const DESCRIPTORS_EACH: u64 = 2;

@@ -36,19 +36,19 @@ use crate::boot::plan::Plan;
 use crate::boot::{self, Heartbeat, Started};
 use crate::config::Config;
 use crate::confine::{self, Confinement};
-use crate::console::Console;
-use crate::control::{Control, Order};
 use crate::egress::{self, BoundTunnel, Egress};
+use crate::enclave::console::Console;
+use crate::enclave::control::{Control, Order};
+use crate::enclave::foreign::Foreign;
+use crate::enclave::session::Session;
+use crate::enclave::workload_log::{self, WorkloadLog};
 use crate::exit::Failure;
-use crate::foreign::Foreign;
 use crate::http::{self, Pages};
 use crate::identity::Identity;
 use crate::proxy::{self, Bound, Door, Traffic};
-use crate::session::Session;
 use crate::signals::Signals;
 use crate::tail::Tail;
 use crate::timeline::Timeline;
-use crate::workload_log::{self, WorkloadLog};
 use status::StatusBoard;
 
 /// Events on their way; senders wait when it is full.

@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use wire::{LogMessage, Refusal};
 
+use crate::enclave::session::{Conversation, Session, SessionError};
 use crate::exit::chain;
-use crate::session::{Conversation, Session, SessionError};
 use crate::tail::{Tail, printable};
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use wire::{ExitStatus, Phase};
 
 use crate::boot::Heartbeat;
-use crate::control::Order;
+use crate::enclave::control::Order;
 use crate::exit::{Exit, Failure};
 use crate::supervisor::Event;
 

@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use wire::{Refusal, ToAgent, ToShim, Undialled};
 
 use crate::egress::{Dial, Line};
+use crate::enclave::session::{Conversation, Session, SessionError};
 use crate::environment;
 use crate::exit::{Exit, Failure, chain};
-use crate::session::{Conversation, Session, SessionError};
 use crate::supervisor::Event;
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);

@@ -12,7 +12,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::session::dial;
+use crate::enclave::session::dial;
 use crate::supervisor::Event;
 use crate::tail::{LONGEST_LINE, Tail, printable};
 
