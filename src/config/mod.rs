@@ -225,13 +225,15 @@ pub(crate) struct Limits {
     /// How long a client may take to say what a listener must know first: its
     /// PROXY header, or whom it wants (`sni`, `host`). Default: 5s.
     pub(crate) header_timeout: Timespan,
-    /// Ends a connection over which nothing has gone either way for so long.
+    /// Ends a connection, a client's or an outgoing one, over which nothing has
+    /// gone either way for so long.
     /// Default: 0s, never: databases and queues keep silent connections for days.
     pub(crate) idle_timeout: Timespan,
     /// How long a silent client is left alone before the kernel asks whether it
     /// is there still: every quarter of this, four times. Default: 1m; 0s: never.
     pub(crate) keep_alive: Timespan,
-    /// Outgoing connections at a time; more are refused. Default: 1024.
+    /// Outgoing connections at a time, those of tunnels among them; more are
+    /// refused. Default: 1024.
     pub(crate) egress_connections: usize,
     /// How long it may take to resolve an outgoing connection's name and to
     /// connect, at most 50s: the agent waits for a minute. Default: 10s.
