@@ -4,8 +4,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context, SHA256};
+use nix::sys::signal::Signal;
 
 use crate::SOON;
 use crate::image::image;
@@ -250,6 +252,36 @@ fn tunnels_share_the_limit_of_outgoing_connections() {
     let again = dial(&mut shim, 8000);
     listener.accept().unwrap();
     drop(again);
+}
+
+#[test]
+fn no_stop_waits_for_a_tunnel_that_the_workload_holds_open() {
+    let node = Node::new();
+    let listener = TcpListener::bind((IpAddr::from(address()), 0)).unwrap();
+    let target = listener.local_addr().unwrap();
+    let config = format!("tunnels: [{{port: 8000, to: '{target}'}}]\ndrain: {{accept: 100ms}}\n");
+    let mut shim = start(&node, &image(&node, false), &config);
+    shim.ready();
+    let client = dial(&mut shim, 8000);
+    let (mut server, _) = listener.accept().unwrap();
+    // The client goes for good; the workload waits on for what the server may say.
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    let http = shim.http();
+    let open = ["enclave_shim_ingress_connections_open 0", "enclave_shim_egress_connections_open 1"];
+    shim.until(SOON, "only the tunnel is open", |_| {
+        client::get(http, "/metrics").is_ok_and(|page| open.iter().all(|line| page.text().contains(line)))
+    });
+    let sent = Instant::now();
+    shim.signal(Signal::SIGTERM);
+    let (code, ended) = shim.ended(SOON);
+    assert_eq!(code, 143, "{}", shim.log());
+    let limit = machine::limit(Duration::from_millis(1500), Duration::from_secs(5));
+    assert!(ended - sent < limit, "took {:?}", ended - sent);
+    // Whether as an end or as a reset: the server is not left waiting.
+    let mut nothing = Vec::new();
+    let _ = server.read_to_end(&mut nothing);
+    assert!(nothing.is_empty());
 }
 
 #[test]
