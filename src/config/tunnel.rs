@@ -35,7 +35,7 @@ pub(crate) enum TunnelError {
     #[error("cannot read the allow-list {}", .path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("the allow-list {} cannot be used", .path.display())]
-    Malformed { path: PathBuf, source: AllowlistError },
+    Malformed { path: PathBuf, source: Box<AllowlistError> },
     #[error("the tunnel at port {port} leads to {to}, which the allow-list {} does not name", .path.display())]
     NotListed { port: u32, to: Target, path: PathBuf },
 }
@@ -83,8 +83,8 @@ pub(super) fn check_listed(tunnels: &[Tunnel], path: &Path) -> Result<(), Tunnel
     let path = || path.to_owned();
     let text =
         fs::read_to_string(path()).map_err(|source| TunnelError::Unreadable { path: path(), source })?;
-    let list =
-        allowlist::from_yaml(&text).map_err(|source| TunnelError::Malformed { path: path(), source })?;
+    let list = allowlist::from_yaml(&text)
+        .map_err(|source| TunnelError::Malformed { path: path(), source: Box::new(source) })?;
     match tunnels.iter().find(|tunnel| !list.decide(&tunnel.to).is_allowed()) {
         Some(Tunnel { port, to }) => {
             Err(TunnelError::NotListed { port: *port, to: to.clone(), path: path() })

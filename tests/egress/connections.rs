@@ -12,8 +12,8 @@ use crate::outside::{NameServer, address};
 
 /// The spans of a log line with this message, the outermost first.
 fn spans(log: &str, message: &str) -> Vec<Value> {
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let line = lines.filter(|line| line["fields"]["message"] == message).last();
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let line = lines.rfind(|line| line["fields"]["message"] == message);
     line.and_then(|line| line["spans"].as_array().cloned()).unwrap_or_default()
 }
 
