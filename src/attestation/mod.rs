@@ -8,7 +8,7 @@
 //!                │ full: 429                   │ a connection each, dialled again when lost
 //! ```
 //! The NSM is serial: the second worker only keeps it from idling while an
-//! answer travels. [`queue`] decides whose turn it is, [`worker`] asks.
+//! answer travels. [`mod@queue`] decides whose turn it is, [`worker`] asks.
 
 mod metrics;
 mod queue;
