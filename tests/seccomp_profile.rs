@@ -45,8 +45,9 @@ fn compile(profile: &Value) -> Vec<BpfProgram> {
         assert!(rule["includes"].is_null() && rule["excludes"].is_null(), "not understood here: {rule}");
         let names = rule["names"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
         // Other architectures' calls have no number here.
-        let entries =
-            names.map(|name| entry(name, rule)).filter(|entry| filter(std::slice::from_ref(entry), 1).is_some());
+        let entries = names
+            .map(|name| entry(name, rule))
+            .filter(|entry| filter(std::slice::from_ref(entry), 1).is_some());
         match rule["action"].as_str().unwrap() {
             "SCMP_ACT_ALLOW" => allowed.extend(entries),
             "SCMP_ACT_ERRNO" => {
