@@ -1,6 +1,6 @@
 //! Recognises what goes into an image before it is measured and shipped: a
 //! kernel that a boot loader would take, an agent that runs with nothing
-//! else in the ramdisk.
+//! else in the ramdisk, modules that a kernel could load.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use std::{
 
 use crate::layout::Architecture;
 
-/// Why a kernel or an agent cannot go into an image.
+/// Why a kernel, an agent or a module cannot go into an image.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what each means")]
 pub enum BootFileError {
@@ -27,6 +27,10 @@ pub enum BootFileError {
     BrokenProgram { path: PathBuf },
     #[error("{} is linked dynamically (it asks for an interpreter): the ramdisk holds no libraries, link it statically", .path.display())]
     Dynamic { path: PathBuf },
+    #[error("{} is no kernel module: not a 64-bit little-endian ELF object (a compressed one must be unpacked first)", .path.display())]
+    NotAModule { path: PathBuf },
+    #[error("the name of module {} does not end in .ko or has characters other than letters, digits, '-', '_' and '.'", .path.display())]
+    ModuleName { path: PathBuf },
     #[error("{} is for {actual}, the kernel is for {expected}", .path.display())]
     Architecture { path: PathBuf, expected: Architecture, actual: String },
 }
@@ -85,29 +89,85 @@ const PROGRAM_HEADER_LEN: u16 = 56;
 
 /// Opens an agent: a statically linked ELF program for `architecture`.
 pub fn open_agent(path: &Path, architecture: Architecture) -> Result<File, BootFileError> {
-    let (file, head) = open_with_head(path, 64)?;
-    if head.len() < 64 || head[..6] != *b"\x7fELF\x02\x01" {
+    let (file, head) = open_with_head(path, ELF_HEAD)?;
+    let Some(elf) = Elf::read(&head) else {
         return Err(BootFileError::NotAProgram { path: path.to_owned() });
-    }
-    let half = |offset: usize| u16::from_le_bytes([head[offset], head[offset + 1]]);
-    let kind = half(16);
-    if !matches!(kind, 2 | 3) {
+    };
+    let Elf { kind, machine, program_headers: (table, size, count) } = elf;
+    if !matches!(kind, ET_EXEC | ET_DYN) {
         return Err(BootFileError::NotExecutable { path: path.to_owned(), kind });
     }
-    let actual = match half(18) {
+    check_machine(path, machine, architecture)?;
+    if wants_interpreter(&file, path, table, size, count)? {
+        return Err(BootFileError::Dynamic { path: path.to_owned() });
+    }
+    Ok(file)
+}
+
+/// A file that looks like a kernel module.
+pub struct Module {
+    /// Open for reading, at its start.
+    pub file: File,
+    /// As given.
+    pub path: PathBuf,
+    /// Its file's, such as `nsm.ko`.
+    pub name: String,
+}
+
+/// Opens a module: an ELF object for `architecture`, not compressed, because
+/// the agent hands it to the kernel as it is.
+pub fn open_module(path: &Path, architecture: Architecture) -> Result<Module, BootFileError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let stem = name.strip_suffix(".ko").unwrap_or_default();
+    if stem.is_empty() || !name.bytes().all(plain) {
+        return Err(BootFileError::ModuleName { path: path.to_owned() });
+    }
+    let (file, head) = open_with_head(path, ELF_HEAD)?;
+    let Some(Elf { kind: ET_REL, machine, .. }) = Elf::read(&head) else {
+        return Err(BootFileError::NotAModule { path: path.to_owned() });
+    };
+    check_machine(path, machine, architecture)?;
+    Ok(Module { file, path: path.to_owned(), name: name.to_owned() })
+}
+
+/// Length of an ELF header of 64 bits, and what of it counts here (elf.h).
+const ELF_HEAD: u64 = 64;
+const ET_REL: u16 = 1;
+const ET_EXEC: u16 = 2;
+const ET_DYN: u16 = 3;
+
+struct Elf {
+    kind: u16,
+    machine: u16,
+    /// Offset of the table, size and number of its entries.
+    program_headers: (u64, u16, u16),
+}
+
+impl Elf {
+    /// Nothing when `head` is not that of a 64-bit little-endian file.
+    fn read(head: &[u8]) -> Option<Elf> {
+        if head.len() < ELF_HEAD as usize || head[..6] != *b"\x7fELF\x02\x01" {
+            return None;
+        }
+        let half = |offset: usize| u16::from_le_bytes([head[offset], head[offset + 1]]);
+        let mut table = [0; 8];
+        table.copy_from_slice(&head[32..40]);
+        let program_headers = (u64::from_le_bytes(table), half(54), half(56));
+        Some(Elf { kind: half(16), machine: half(18), program_headers })
+    }
+}
+
+fn check_machine(path: &Path, machine: u16, expected: Architecture) -> Result<(), BootFileError> {
+    let actual = match machine {
         62 => "x86_64".to_owned(),
         183 => "aarch64".to_owned(),
         other => format!("ELF machine {other}"),
     };
-    if actual != architecture.to_string() {
-        return Err(BootFileError::Architecture { path: path.to_owned(), expected: architecture, actual });
+    if actual != expected.to_string() {
+        return Err(BootFileError::Architecture { path: path.to_owned(), expected, actual });
     }
-    let mut table = [0; 8];
-    table.copy_from_slice(&head[32..40]);
-    if wants_interpreter(&file, path, u64::from_le_bytes(table), half(54), half(56))? {
-        return Err(BootFileError::Dynamic { path: path.to_owned() });
-    }
-    Ok(file)
+    Ok(())
 }
 
 fn wants_interpreter(
@@ -205,5 +265,28 @@ mod tests {
         let mut object = program(62, 1);
         object[16] = 1;
         assert!(matches!(open(&object), Err(BootFileError::NotExecutable { kind: 1, .. })));
+    }
+
+    #[test]
+    fn a_module_is_an_object_of_the_kernels_machine_with_a_plain_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |name: &str, bytes: &[u8]| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            open_module(&path, Architecture::X86_64)
+        };
+        let object = |machine: u16| {
+            let mut bytes = program(machine, 1);
+            bytes[16] = 1;
+            bytes
+        };
+        assert_eq!(open("nsm.ko", &object(62)).unwrap().name, "nsm.ko");
+        assert!(matches!(open("arm.ko", &object(183)), Err(BootFileError::Architecture { .. })));
+        for bytes in [&program(62, 1)[..], b"\xfd7zXZ\0 and so on", b""] {
+            assert!(matches!(open("other.ko", bytes), Err(BootFileError::NotAModule { .. })));
+        }
+        for name in [".ko", "nsm", "nsm.ko.xz", "a b.ko", "\u{e9}.ko"] {
+            assert!(matches!(open(name, &object(62)), Err(BootFileError::ModuleName { .. })), "{name}");
+        }
     }
 }

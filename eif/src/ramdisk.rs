@@ -1,7 +1,7 @@
 //! The two ramdisks of an image, generated straight into it.
 //!
 //! ```text
-//! ramdisk 0   init (the agent)  dev/ proc/ run/ sys/ tmp/            PCR1
+//! ramdisk 0   init (the agent)  dev/ proc/ run/ sys/ tmp/  modules/  PCR1
 //! ramdisk 1   workload/settings.json   workload/rootfs/...           PCR2
 //! ```
 //!
@@ -17,6 +17,7 @@ use std::{
 };
 
 use crate::{
+    boot_files::Module,
     cpio::{CpioError, Entry, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Writer},
     rootfs::tree::{Data, Inode, Links, Place, Tree, Visited},
 };
@@ -25,6 +26,10 @@ use crate::{
 const ROOTFS: &str = "workload/rootfs";
 /// Where the agent's settings lie, without the leading slash.
 const SETTINGS: &str = "workload/settings.json";
+/// Where the agent's modules lie, without the leading slash.
+const MODULES: &str = "modules";
+/// As many as two digits number, so that names sort as they are loaded.
+const MAX_MODULES: usize = 100;
 
 /// Why a ramdisk could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -38,32 +43,61 @@ pub enum RamdiskError {
     Changed { path: PathBuf },
     #[error("the path of {} is too long: Linux unpacks paths of up to 4095 bytes", .path.display())]
     LongPath { path: PathBuf },
+    #[error("the kernel is given {count} modules, at most {MAX_MODULES} are loaded")]
+    ManyModules { count: usize },
     #[error("cannot write the ramdisk")]
     Output(#[source] CpioError),
 }
 
-/// Writes ramdisk 0: `agent`, from its position to its end, as `/init`, and
-/// the directories that it mounts on.
-pub fn write_agent<W: Write>(agent: &mut File, path: &Path, output: W) -> Result<W, RamdiskError> {
-    let size = agent.metadata().map_err(|source| RamdiskError::Read { path: path.to_owned(), source })?.len();
-    let size = file_size(path, size)?;
-    let mut writer = Writer::new(output);
-    for (inode, (name, mode)) in (1..).zip([
-        ("dev", S_IFDIR | 0o755),
-        ("init", S_IFREG | 0o755),
-        ("proc", S_IFDIR | 0o755),
-        ("run", S_IFDIR | 0o755),
-        ("sys", S_IFDIR | 0o755),
-        ("tmp", S_IFDIR | 0o1777),
-    ]) {
-        let entry = owned_by_root(name, mode, inode);
-        if name == "init" {
-            writer.append(&Entry { size, ..entry }, agent).map_err(|error| blame(error, path))?;
-        } else {
-            writer.append(&entry, &mut io::empty()).map_err(RamdiskError::Output)?;
-        }
+/// Writes ramdisk 0: `agent`, from its position to its end, as `/init`, the
+/// directories that it mounts on, and the kernel's `modules`, numbered in the
+/// order in which the agent loads them: `/modules/00-nsm.ko`.
+pub fn write_agent<W: Write>(
+    agent: &mut File,
+    path: &Path,
+    modules: &[Module],
+    output: W,
+) -> Result<W, RamdiskError> {
+    if modules.len() > MAX_MODULES {
+        return Err(RamdiskError::ManyModules { count: modules.len() });
     }
-    writer.finish().map_err(RamdiskError::Output)
+    let mut writer = BootWriter { writer: Writer::new(output), inode: 1 };
+    writer.directory("dev", 0o755)?;
+    writer.file("init", 0o755, agent, path)?;
+    if !modules.is_empty() {
+        writer.directory(MODULES, 0o755)?;
+    }
+    for (index, Module { file, path, name }) in modules.iter().enumerate() {
+        writer.file(&format!("{MODULES}/{index:02}-{name}"), 0o644, file, path)?;
+    }
+    writer.directory("proc", 0o755)?;
+    writer.directory("run", 0o755)?;
+    writer.directory("sys", 0o755)?;
+    writer.directory("tmp", 0o1777)?;
+    writer.writer.finish().map_err(RamdiskError::Output)
+}
+
+/// Writes entries of ramdisk 0, in order.
+struct BootWriter<W> {
+    writer: Writer<W>,
+    inode: u32,
+}
+
+impl<W: Write> BootWriter<W> {
+    fn directory(&mut self, name: &str, mode: u32) -> Result<(), RamdiskError> {
+        let entry = owned_by_root(name, S_IFDIR | mode, self.inode);
+        self.inode += 1;
+        self.writer.append(&entry, &mut io::empty()).map_err(RamdiskError::Output)
+    }
+
+    /// All of `file`, which is at its start, as `path` is called in errors.
+    fn file(&mut self, name: &str, mode: u32, mut file: &File, path: &Path) -> Result<(), RamdiskError> {
+        let size = file.metadata().map_err(|source| RamdiskError::Read { path: path.to_owned(), source })?;
+        let size = file_size(path, size.len())?;
+        let entry = Entry { size, ..owned_by_root(name, S_IFREG | mode, self.inode) };
+        self.inode += 1;
+        self.writer.append(&entry, &mut file).map_err(|error| blame(error, path))
+    }
 }
 
 /// What ramdisk 1 will hold besides the settings.

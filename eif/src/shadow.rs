@@ -17,12 +17,19 @@ use crate::{
 /// More entries than this are not looked at: memory stays bounded.
 const MAX_ENTRIES: usize = 1 << 20;
 
+/// The agent loads everything in there.
+const MODULES: &[u8] = b"modules/";
+
 /// What [`find`] noticed about a ramdisk after the first.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what each means")]
 pub enum Shadow {
     #[error("ramdisk {ramdisk} replaces {path:?} of ramdisk 0, which PCR1 does not show")]
     Replaces { ramdisk: usize, path: String },
+    #[error(
+        "ramdisk {ramdisk} adds {path:?} to the kernel modules that the agent loads, which PCR1 does not show"
+    )]
+    AddsModule { ramdisk: usize, path: String },
     #[error(
         "ramdisk {ramdisk} reaches through \"..\" or a symbolic link at {path:?}, so what it replaces is unclear"
     )]
@@ -52,6 +59,8 @@ pub fn find(image: &Image<'_>) -> Vec<Shadow> {
                 findings.push(Shadow::Indirect { ramdisk, path: text(&path) });
             } else if first.get(&path).is_some_and(|&mode| !(is(mode, S_IFDIR) && is(entry.mode, S_IFDIR))) {
                 findings.push(Shadow::Replaces { ramdisk, path: text(&path) });
+            } else if path.starts_with(MODULES) {
+                findings.push(Shadow::AddsModule { ramdisk, path: text(&path) });
             }
             if is(entry.mode, S_IFLNK) {
                 links.insert(path);

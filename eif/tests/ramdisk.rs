@@ -15,6 +15,7 @@ use std::{
 
 use eif::{
     Image,
+    boot_files::Module,
     cpio::{CpioError, Entry, Reader, S_IFDIR, S_IFLNK, S_IFREG, Writer},
     ramdisk::{RamdiskError, Workload, write_agent},
     rootfs::{Refused, SourceError, open_directory},
@@ -159,14 +160,8 @@ fn ramdisk_0_holds_the_agent_and_empty_directories() {
     let mut agent = tempfile::NamedTempFile::new().unwrap();
     agent.write_all(b"\x7fELF and so on").unwrap();
     let mut file = File::open(agent.path()).unwrap();
-    let archive = write_agent(&mut file, agent.path(), Vec::new()).unwrap();
-    let mut reader = Reader::new(Cursor::new(&archive)).unwrap();
-    let mut found = Vec::new();
-    while let Some(entry) = reader.next_entry().unwrap() {
-        let data = &archive[entry.data_offset as usize..][..entry.size as usize];
-        found.push((String::from_utf8(entry.name).unwrap(), entry.mode, data.to_vec()));
-    }
-    let directory = |name: &str, mode: u32| (name.to_owned(), S_IFDIR | mode, Vec::new());
+    let archive = write_agent(&mut file, agent.path(), &[], Vec::new()).unwrap();
+    let found = entries(&archive);
     let expected = [
         directory("dev", 0o755),
         ("init".to_owned(), S_IFREG | 0o755, b"\x7fELF and so on".to_vec()),
@@ -176,6 +171,47 @@ fn ramdisk_0_holds_the_agent_and_empty_directories() {
         directory("tmp", 0o1777),
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn modules_are_numbered_in_the_order_in_which_they_are_loaded() {
+    let directory_of_modules = tempfile::tempdir().unwrap();
+    let module = |name: &str, content: &str| {
+        let path = directory_of_modules.path().join(name);
+        fs::write(&path, content).unwrap();
+        Module { file: File::open(&path).unwrap(), path, name: name.to_owned() }
+    };
+    let modules = [module("vsock.ko", "first"), module("nsm.ko", "second"), module("a.ko", "third")];
+    let agent = tempfile::NamedTempFile::new().unwrap();
+    let mut file = File::open(agent.path()).unwrap();
+    let archive = write_agent(&mut file, agent.path(), &modules, Vec::new()).unwrap();
+    let file = |name: &str, content: &str| (name.to_owned(), S_IFREG | 0o644, content.as_bytes().to_vec());
+    let expected = [
+        directory("modules", 0o755),
+        file("modules/00-vsock.ko", "first"),
+        file("modules/01-nsm.ko", "second"),
+        file("modules/02-a.ko", "third"),
+    ];
+    assert_eq!(entries(&archive)[2..6], expected);
+    let many: Vec<_> = (0..101).map(|index| module(&format!("{index}.ko"), "")).collect();
+    let mut file = File::open(agent.path()).unwrap();
+    let error = write_agent(&mut file, agent.path(), &many, Vec::new()).unwrap_err();
+    assert!(matches!(error, RamdiskError::ManyModules { count: 101 }), "{error}");
+}
+
+fn directory(name: &str, mode: u32) -> (String, u32, Vec<u8>) {
+    (name.to_owned(), S_IFDIR | mode, Vec::new())
+}
+
+/// Name, mode and content of all entries.
+fn entries(archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+    let mut reader = Reader::new(Cursor::new(archive)).unwrap();
+    let mut found = Vec::new();
+    while let Some(entry) = reader.next_entry().unwrap() {
+        let data = &archive[entry.data_offset as usize..][..entry.size as usize];
+        found.push((String::from_utf8(entry.name).unwrap(), entry.mode, data.to_vec()));
+    }
+    found
 }
 
 #[test]
@@ -244,6 +280,14 @@ fn entries_that_replace_the_agent_are_found_however_they_are_spelled() {
         let found = findings(second);
         assert!(found.len() == 1 && found[0].contains("unclear"), "{found:?}");
     }
+}
+
+#[test]
+fn a_module_that_a_later_ramdisk_adds_is_found() {
+    let first = [("init", S_IFREG), ("modules", S_IFDIR), ("modules/00-nsm.ko", S_IFREG)];
+    let bytes = image_with(&first, &[("modules", S_IFDIR), ("modules/01-other.ko", S_IFREG)]);
+    let findings = shadow::find(&Image::parse(&bytes).unwrap());
+    assert!(matches!(&findings[..], [Shadow::AddsModule { ramdisk: 1, .. }]), "{findings:?}");
 }
 
 #[test]

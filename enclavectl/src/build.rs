@@ -1,22 +1,26 @@
 //! `enclavectl build`: a container image, a kernel and a manifest become an
 //! enclave image. Same inputs, same bytes.
 
+mod inputs;
+
 use std::{
-    env, fs, io,
+    env, fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use eif::{
     Architecture, BuildMetadata, ImageWriter, Measurements, Metadata, WriteError,
-    boot_files::{BootFileError, Kernel, open_agent, open_kernel},
+    boot_files::{BootFileError, Kernel},
     ramdisk::{self, RamdiskError, Workload},
-    rootfs::{Digest, Limits},
+    rootfs::{Digest, Tree},
     signature::{ImageSigner, SignError},
 };
 use serde::Serialize;
 
+pub(crate) use self::inputs::program_path;
+use self::inputs::{BootArgs, BootFiles, SourceArgs, read_manifest};
 use crate::{
     failure::{Blame, Failure, OrBlame},
     manifest::Manifest,
@@ -35,8 +39,6 @@ const CMDLINE_X86_64: &str = "reboot=k panic=30 pci=off nomodules console=ttyS0 
                               i8042.nopnp i8042.dumbkbd random.trust_cpu=on";
 const CMDLINE_AARCH64: &str =
     "reboot=k panic=30 pci=off nomodules console=ttyS0 random.trust_cpu=on root=/dev/ram0";
-/// Beside this program, when `--agent` is not given.
-const AGENT_NAME: &str = "enclave-app";
 
 /// Builds an enclave image from a container image or a root filesystem, and
 /// prints what it measures to.
@@ -47,15 +49,11 @@ const AGENT_NAME: &str = "enclave-app";
 pub(crate) struct Args {
     #[command(flatten)]
     source: SourceArgs,
-    /// Kernel to boot: bzImage (x86_64) or uncompressed Image (aarch64)
-    #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    #[command(flatten)]
+    boot: BootArgs,
     /// Kernel command line [default: AWS's for the kernel's architecture]
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
-    /// Agent, a static program that becomes /init [default: enclave-app beside enclavectl]
-    #[arg(long, value_name = "FILE")]
-    agent: Option<PathBuf>,
     /// Manifest of the application
     #[arg(long, value_name = "FILE")]
     app: PathBuf,
@@ -79,63 +77,6 @@ pub(crate) struct Args {
     plain_http: bool,
 }
 
-#[derive(Debug, clap::Args)]
-struct SourceArgs {
-    #[command(flatten)]
-    which: WhichSource,
-    /// Bytes that an image may have after decompression
-    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().total)]
-    max_bytes: u64,
-    /// Entries that an image's layers may have together
-    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().entries)]
-    max_entries: u64,
-    /// Window of zstd in bytes that a layer may ask for
-    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().window)]
-    max_window: u64,
-}
-
-#[derive(Debug, clap::Args)]
-#[group(multiple = false)]
-struct WhichSource {
-    /// Directory that becomes the workload's root filesystem
-    #[arg(long, value_name = "DIR")]
-    rootfs: Option<PathBuf>,
-    /// Container image or root filesystem: `docker://NAME[:TAG][@DIGEST]` in a registry,
-    /// `docker-daemon:NAME[:TAG]`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`,
-    /// `docker-archive:FILE[:TAG]`, `rootfs:DIR` or `tar:FILE`; of files `@DIGEST` in
-    /// place of `:TAG` [default: the manifest's `image`]
-    #[arg(long, value_name = "SOURCE")]
-    image: Option<Source>,
-}
-
-impl SourceArgs {
-    fn limits(&self) -> Limits {
-        Limits {
-            total: self.max_bytes,
-            entries: self.max_entries,
-            window: self.max_window,
-            ..Limits::default()
-        }
-    }
-
-    /// The flag's, or the manifest's, whose paths are meant from its own directory.
-    fn source(&self, manifest: &Manifest, path: &Path) -> Result<Source, Failure> {
-        match (&self.which, &manifest.image) {
-            (WhichSource { image: Some(source), .. }, _) => Ok(source.clone()),
-            (WhichSource { rootfs: Some(rootfs), .. }, _) => Ok(Source::Directory(rootfs.clone())),
-            (_, Some(image)) => {
-                let describe = || format!("cannot use image {image:?} of manifest {}", path.display());
-                let source: Source = image.parse().with_context(describe).or_blame(Blame::Usage)?;
-                Ok(source.relative_to(directory(path)))
-            }
-            (_, None) => {
-                let error = anyhow!("--image or --rootfs is required: {} names no image", path.display());
-                Err(Failure::new(Blame::Usage, error))
-            }
-        }
-    }
-}
-
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct BuildReport {
@@ -148,85 +89,133 @@ struct BuildReport {
     pushed: Option<String>,
 }
 
-pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let build_time = build_time(env::var("SOURCE_DATE_EPOCH").ok().as_deref()).or_blame(Blame::Usage)?;
     let manifest = read_manifest(&args.app)?;
     let signing = args.signing.open()?;
-    let kernel = open_kernel(&args.kernel)?;
-    let agent_path = program_path(args.agent.as_deref(), AGENT_NAME, "--agent")?;
-    let agent = open_agent(&agent_path, kernel.architecture)?;
+    let boot = args.boot.open(&manifest, &args.app)?;
     let source = args.source.source(&manifest, &args.app)?;
-    let pod_image = args.pod_image.open(&manifest, kernel.architecture, args.plain_http)?;
-    let describe = || format!("cannot create {}", args.output.display());
-    let output = OutputFile::create(&args.output).with_context(describe).or_blame(Blame::CannotCreate)?;
+    let architecture = boot.kernel.architecture;
+    let pod_image = args.pod_image.open(&manifest, architecture, args.plain_http)?;
+    let output = OutputFile::create(&args.output)
+        .with_context(|| cannot_create(&args.output))
+        .or_blame(Blame::CannotCreate)?;
 
-    let access = Access {
-        limits: args.source.limits(),
-        scratch: directory(&args.output),
-        plain_http: args.plain_http,
-    };
-    let Opened { tree, config, notes, digest } = source.open(kernel.architecture, &access)?;
-    for note in notes {
-        eprintln!("note: {note}");
-    }
-    let settings = manifest
-        .settings(&config)
-        .to_json()
-        .with_context(|| format!("cannot use manifest {}", args.app.display()))
-        .or_blame(Blame::Usage)?;
-    let sbom = args.sbom.map(|path| Sbom::of(path, &tree, &manifest, &build_time)).transpose()?;
-    let workload = Workload::of(tree);
-
-    let architecture = kernel.architecture;
-    let kernel_version = kernel.version.clone();
-    let materials = args.provenance.as_ref().map(|_| materials(&args.app, &kernel, &agent, digest.as_ref()));
-    let materials = materials.transpose().context("cannot read the inputs").or_blame(Blame::Io)?;
-    let metadata = metadata(&manifest, build_time.clone(), &kernel);
-    let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline(kernel.architecture));
+    let application = Application::open(args, &source, &manifest, architecture)?;
+    let records = Records::prepare(args, &boot, &application, &manifest, &build_time)?;
+    let workload = Workload::of(application.tree);
+    let metadata = metadata(&manifest, build_time.clone(), &boot.kernel);
     let signer = signing.as_ref().map(Signing::signer);
-    let writing = Writing { cmdline, metadata: &metadata, settings: &settings, signer: signer.as_ref() };
-    let measurements = write(&output, kernel, (agent, &agent_path), &workload, &writing)
-        .map_err(BuildError::into_failure)?;
-    let pod_image = match pod_image {
-        Some(pod_image) => {
-            let eif = &output.file().with_context(describe).or_blame(Blame::Io)?;
-            let built = Built { eif, measurements: &measurements, architecture, build_time: &build_time };
-            Some(pod_image.write(&manifest, &built)?.to_string())
-        }
-        None => None,
-    };
-    if let (Some(path), Some(materials)) = (&args.provenance, materials) {
-        let eif = output.file().with_context(describe).or_blame(Blame::Io)?;
-        let parameters = provenance::Parameters {
-            cmdline,
-            kernel_version: &kernel_version,
-            architecture: architecture.to_string(),
-            build_time: &build_time,
-            settings: &settings,
-        };
-        provenance::write(path, &args.output, eif, &measurements, materials, &parameters)?;
-    }
-    sbom.map_or(Ok(()), |sbom| sbom.write())?;
-    output.publish().with_context(describe).or_blame(Blame::CannotCreate)?;
+    let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline(architecture));
+    let writing =
+        Writing { cmdline, metadata: &metadata, settings: &application.settings, signer: signer.as_ref() };
+    let measurements = write(&output, boot, &workload, &writing).map_err(BuildError::into_failure)?;
 
+    // Nothing is sent or appears whose records could not be written.
+    let eif = output.file().with_context(|| cannot_create(&args.output)).or_blame(Blame::Io)?;
+    records.write(&args.output, &eif, &measurements, &writing)?;
+    let built = Built { eif: &eif, measurements: &measurements, architecture, build_time: &build_time };
+    let digest = pod_image.map(|pod_image| pod_image.write(&manifest, &built)).transpose()?;
+    output.publish().with_context(|| cannot_create(&args.output)).or_blame(Blame::CannotCreate)?;
+
+    let pod_image = digest.map(|digest| digest.to_string());
     let pushed = args.pod_image.pushed_as(pod_image.as_deref());
     print_json(&BuildReport { measurements: measurements.into(), pod_image, pushed })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The inputs by their digests.
-fn materials(
-    manifest: &Path,
-    kernel: &Kernel,
-    agent: &fs::File,
-    image: Option<&Digest>,
-) -> io::Result<Materials> {
-    let mut materials = Materials::default();
-    materials.add_file("kernel", &kernel.file)?;
-    materials.add_file("agent", agent)?;
-    materials.add_path("manifest", manifest)?;
-    image.iter().for_each(|digest| materials.add("container image configuration", digest));
-    Ok(materials)
+fn cannot_create(path: &Path) -> String {
+    format!("cannot create {}", path.display())
+}
+
+/// What the enclave runs.
+struct Application {
+    tree: Tree,
+    /// The agent's.
+    settings: Vec<u8>,
+    /// Of the container image, if it is one.
+    digest: Option<Digest>,
+}
+
+impl Application {
+    fn open(
+        args: &Args,
+        source: &Source,
+        manifest: &Manifest,
+        architecture: Architecture,
+    ) -> Result<Application, Failure> {
+        let access = Access {
+            limits: args.source.limits(),
+            scratch: directory(&args.output),
+            plain_http: args.plain_http,
+        };
+        let Opened { tree, config, notes, digest } = source.open(architecture, &access)?;
+        for note in notes {
+            eprintln!("note: {note}");
+        }
+        let settings = manifest
+            .settings(&config)
+            .to_json()
+            .with_context(|| format!("cannot use manifest {}", args.app.display()))
+            .or_blame(Blame::Usage)?;
+        Ok(Application { tree, settings, digest })
+    }
+}
+
+/// The records that were asked for.
+struct Records<'a> {
+    /// The inputs are read before they are packed: they say what went in.
+    provenance: Option<(&'a Path, Materials)>,
+    sbom: Option<Sbom>,
+    kernel_version: String,
+    architecture: Architecture,
+    build_time: &'a str,
+}
+
+impl<'a> Records<'a> {
+    fn prepare(
+        args: &'a Args,
+        boot: &BootFiles,
+        application: &Application,
+        manifest: &Manifest,
+        build_time: &'a str,
+    ) -> Result<Records<'a>, Failure> {
+        let sbom = |path: &PathBuf| Sbom::of(path.clone(), &application.tree, manifest, build_time);
+        let materials = |path: &'a PathBuf| {
+            let materials = boot.materials(&args.app, application.digest.as_ref());
+            Ok::<_, Failure>((
+                path.as_path(),
+                materials.context("cannot read the inputs").or_blame(Blame::Io)?,
+            ))
+        };
+        Ok(Records {
+            provenance: args.provenance.as_ref().map(materials).transpose()?,
+            sbom: args.sbom.as_ref().map(sbom).transpose()?,
+            kernel_version: boot.kernel.version.clone(),
+            architecture: boot.kernel.architecture,
+            build_time,
+        })
+    }
+
+    fn write(
+        self,
+        output: &Path,
+        eif: &fs::File,
+        measurements: &Measurements,
+        &Writing { cmdline, settings, .. }: &Writing<'_>,
+    ) -> Result<(), Failure> {
+        if let Some((path, materials)) = self.provenance {
+            let parameters = provenance::Parameters {
+                cmdline,
+                kernel_version: &self.kernel_version,
+                architecture: self.architecture.to_string(),
+                build_time: self.build_time,
+                settings,
+            };
+            provenance::write(path, output, eif, measurements, materials, &parameters)?;
+        }
+        self.sbom.map_or(Ok(()), |sbom| sbom.write())
+    }
 }
 
 /// What goes into an image besides files.
@@ -240,15 +229,14 @@ struct Writing<'a> {
 
 fn write(
     output: &OutputFile,
-    mut kernel: Kernel,
-    (mut agent, agent_path): (fs::File, &Path),
+    BootFiles { mut kernel, mut agent, agent_path, modules }: BootFiles,
     workload: &Workload,
     &Writing { cmdline, metadata, settings, signer }: &Writing<'_>,
 ) -> Result<Measurements, BuildError> {
     let file = output.file().map_err(WriteError::Output)?;
     let mut writer = ImageWriter::create(file, kernel.architecture, &mut kernel.file, cmdline, metadata)?;
     writer.generate_ramdisk(|ramdisk| {
-        ramdisk::write_agent(&mut agent, agent_path, ramdisk).map(drop).map_err(BuildError::from)
+        ramdisk::write_agent(&mut agent, &agent_path, &modules, ramdisk).map(drop).map_err(BuildError::from)
     })?;
     let packing = progress::bar("packing", workload.bytes());
     writer.generate_ramdisk(|ramdisk| {
@@ -308,6 +296,7 @@ impl From<RamdiskError> for Failure {
     fn from(error: RamdiskError) -> Failure {
         let blame = match error {
             RamdiskError::Read { .. } => Blame::NoInput,
+            RamdiskError::ManyModules { .. } => Blame::Usage,
             RamdiskError::TooLarge { .. } | RamdiskError::Changed { .. } | RamdiskError::LongPath { .. } => {
                 Blame::Data
             }
@@ -322,29 +311,6 @@ impl From<BootFileError> for Failure {
         let blame = if matches!(error, BootFileError::Read { .. }) { Blame::NoInput } else { Blame::Data };
         Failure::new(blame, error)
     }
-}
-
-fn read_manifest(path: &Path) -> Result<Manifest, Failure> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("cannot read manifest {}", path.display()))
-        .or_blame(Blame::NoInput)?;
-    Manifest::parse(&text)
-        .with_context(|| format!("cannot use manifest {}", path.display()))
-        .or_blame(Blame::Usage)
-}
-
-/// The program that a flag names, or the one of this name beside this program.
-pub(crate) fn program_path(given: Option<&Path>, name: &str, flag: &str) -> Result<PathBuf, Failure> {
-    if let Some(path) = given {
-        return Ok(path.to_owned());
-    }
-    let beside = env::current_exe().context("cannot find this program's own file").or_blame(Blame::Io)?;
-    let path = beside.with_file_name(name);
-    if !path.exists() {
-        let hint = anyhow!("there is no {name} at {} (name one with {flag})", path.display());
-        return Err(Failure::new(Blame::NoInput, hint));
-    }
-    Ok(path)
 }
 
 fn default_cmdline(architecture: Architecture) -> &'static str {

@@ -45,7 +45,7 @@ pub(crate) enum KmsError {
     #[error("there are no credentials for AWS")]
     Credentials(#[from] CredentialsError),
     #[error("cannot ask KMS at {endpoint}")]
-    Http { endpoint: Uri, source: HttpError },
+    Http { endpoint: String, source: HttpError },
     #[error("KMS refuses to sign with {arn}: {status}, {kind}: {message}{hint}")]
     Refused { arn: String, status: StatusCode, kind: String, message: String, hint: &'static str },
     #[error("KMS answers with something else than a signature")]
@@ -111,7 +111,7 @@ impl KmsKey {
 
     /// The signature in DER.
     async fn ask(&self, credentials: &Credentials, body: &str) -> Result<Vec<u8>, KmsError> {
-        let describe = |source| KmsError::Http { endpoint: self.endpoint.clone(), source };
+        let describe = |source| KmsError::Http { endpoint: self.endpoint.to_string(), source };
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
         let host = self.endpoint.authority().map(|authority| authority.as_str()).unwrap_or_default();
         let headers = sigv4::sign(

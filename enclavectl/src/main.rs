@@ -39,7 +39,7 @@ use crate::failure::{Blame, OrBlame};
 #[command(version, propagate_version = true)]
 enum Command {
     Attest(Box<attest::Args>),
-    Build(build::Args),
+    Build(Box<build::Args>),
     Diff(diff::Args),
     Egress(egress::Args),
     Inspect(inspect::Args),
@@ -55,7 +55,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Command::try_parse() {
         Ok(Command::Attest(args)) => attest::run(&args),
-        Ok(Command::Build(args)) => build::run(args),
+        Ok(Command::Build(args)) => build::run(&args),
         Ok(Command::Diff(args)) => diff::run(&args),
         Ok(Command::Egress(args)) => egress::run(&args),
         Ok(Command::Inspect(args)) => inspect::run(args),

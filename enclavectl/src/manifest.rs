@@ -5,7 +5,7 @@
 
 mod aws;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use egress::Policy;
 use eif::rootfs::RunConfig;
@@ -23,6 +23,8 @@ pub(crate) struct Manifest {
     /// Where the root filesystem comes from unless the command line says: as
     /// `--image` has it, paths from the manifest's directory.
     pub(crate) image: Option<String>,
+    /// What boots, unless the command line says.
+    pub(crate) kernel: Option<KernelFiles>,
     /// Program and first arguments. Replaces the image's ENTRYPOINT and its
     /// CMD, which was written for that one.
     entrypoint: Option<Vec<String>>,
@@ -66,6 +68,16 @@ pub(crate) struct Manifest {
     /// Names of variables that the pod may set; measured in PCR16.
     #[serde(default)]
     pod_env: Vec<String>,
+}
+
+/// A kernel and its own modules; paths from the manifest's directory.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KernelFiles {
+    pub(crate) image: PathBuf,
+    /// In the order in which the agent loads them.
+    #[serde(default)]
+    pub(crate) modules: Vec<PathBuf>,
 }
 
 impl Manifest {

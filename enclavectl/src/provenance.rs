@@ -62,7 +62,7 @@ pub(crate) struct Parameters<'a> {
 pub(crate) fn write(
     path: &Path,
     output: &Path,
-    eif: File,
+    eif: &File,
     measurements: &Measurements,
     materials: Materials,
     parameters: &Parameters<'_>,
@@ -98,7 +98,7 @@ pub(crate) fn write(
                 "metadata": {},
                 "byproducts": [
                     {"name": "measurements", "annotations": measurements},
-                    {"name": "sections", "annotations": {"sections": sections(eif)?}},
+                    {"name": "sections", "annotations": {"sections": sections(eif.try_clone().or_blame(Blame::Io)?)?}},
                 ],
             },
         },

@@ -375,7 +375,8 @@ fn an_image_that_overwrites_its_agent_is_warned_of() {
     for agent in ["rootfs/hello", "rootfs/etc/motd"].map(|name| inputs.path(name)) {
         writer
             .generate_ramdisk(|ramdisk| {
-                eif::ramdisk::write_agent(&mut fs::File::open(&agent).unwrap(), &agent, ramdisk).unwrap();
+                eif::ramdisk::write_agent(&mut fs::File::open(&agent).unwrap(), &agent, &[], ramdisk)
+                    .unwrap();
                 Ok::<_, eif::WriteError>(())
             })
             .unwrap();

@@ -227,6 +227,47 @@ fn packages_of_alpine_and_distroless_are_listed_and_rpm_is_said_to_be_left_out()
     );
 }
 
+/// An ELF object of x86_64, as far as it is looked at.
+fn object() -> Vec<u8> {
+    let mut bytes = vec![0; 64];
+    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    (bytes[16], bytes[18]) = (1, 62);
+    bytes
+}
+
+#[test]
+fn modules_of_the_manifest_go_with_its_kernel_and_those_of_the_flags_with_theirs() {
+    let workshop = Workshop::new();
+    fs::create_dir(workshop.path("blobs")).unwrap();
+    fs::copy(workshop.path("kernel"), workshop.path("blobs/bzImage")).unwrap();
+    for name in ["blobs/nsm.ko", "blobs/a.ko", "other.ko"] {
+        fs::write(workshop.path(name), object()).unwrap();
+    }
+    let manifest = "name: hello\nversion: '1.2'\nentrypoint: [/hello]\n\
+                    kernel: {image: blobs/bzImage, modules: [blobs/nsm.ko, blobs/a.ko]}\n";
+    fs::write(workshop.path("enclave.yaml"), manifest).unwrap();
+    let placed = |flags: &[&str]| {
+        let common = ["build", "--rootfs", "rootfs", "--app", "enclave.yaml", "--agent", PROGRAM];
+        let mut command = workshop.enclavectl(&common);
+        succeeded(
+            &command.args(["-o", "out.eif", "--provenance", "out.provenance"]).args(flags).output().unwrap(),
+        );
+        let bytes = fs::read(workshop.path("out.eif")).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let section = image.layout().ramdisks().next().unwrap();
+        let mut reader = eif::cpio::Reader::new(std::io::BufReader::new(image.reader(section))).unwrap();
+        let names = std::iter::from_fn(|| reader.next_entry().unwrap());
+        let names = names.map(|entry| String::from_utf8(entry.name).unwrap());
+        names.filter(|name| name.starts_with("modules/")).collect::<Vec<_>>()
+    };
+    assert_eq!(placed(&[]), ["modules/00-nsm.ko", "modules/01-a.ko"]);
+    let inputs = &read(&workshop, "out.provenance")["predicate"]["buildDefinition"]["resolvedDependencies"];
+    assert_eq!(inputs[2]["name"], "module nsm.ko");
+    assert_eq!(inputs[2]["digest"]["sha256"], sha256(&workshop, "blobs/nsm.ko"));
+    assert_eq!(placed(&["--kernel", "kernel"]), [""; 0]);
+    assert_eq!(placed(&["--kernel", "kernel", "--module", "other.ko"]), ["modules/00-other.ko"]);
+}
+
 #[test]
 fn a_record_that_cannot_be_written_leaves_no_image() {
     let workshop = Workshop::new();

@@ -205,6 +205,21 @@ fn a_pod_image_is_pushed_and_is_the_one_that_would_be_written() {
 }
 
 #[test]
+fn an_image_whose_records_cannot_be_written_is_not_pushed() {
+    let Some(registry) = Registry::start("") else { return };
+    let inputs = inputs();
+    let name = format!("{}/pod:1", registry.address);
+    for flag in ["--sbom", "--provenance"] {
+        let push = ["--image", "oci:oci", "--shim", PROGRAM, "--push", &name, flag, "missing/file"];
+        failed(&inputs.build(&push), 73, "missing/file");
+        assert_eq!(registry.tags("pod"), [""; 0], "{flag}");
+    }
+    let push = ["--image", "oci:oci", "--shim", PROGRAM, "--push", &name, "--sbom", "sbom"];
+    succeeded(&inputs.build(&push));
+    assert_eq!(registry.tags("pod"), ["1"]);
+}
+
+#[test]
 fn a_cut_download_goes_on_where_it_ended_and_ends_when_that_does_not_help() {
     let Some(registry) = Registry::start("") else { return };
     let inputs = large_inputs();

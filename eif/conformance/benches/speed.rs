@@ -164,7 +164,7 @@ fn pack(inputs: &Inputs, tree: Tree) -> u64 {
     writer
         .generate_ramdisk(|ramdisk| {
             let mut file = File::open(&agent).expect("an agent");
-            write_agent(&mut file, &agent, ramdisk).expect("a ramdisk");
+            write_agent(&mut file, &agent, &[], ramdisk).expect("a ramdisk");
             Ok::<_, eif::WriteError>(())
         })
         .expect("a ramdisk");

@@ -4,6 +4,7 @@
 //! may have prepared some of it.
 
 mod loopback;
+mod modules;
 mod mounts;
 
 use std::fs::{OpenOptions, Permissions};
@@ -38,6 +39,7 @@ pub(crate) fn prepare() -> Booted {
     umask(UMASK);
     let machine = mounts::mount_missing()
         .map_err(|error| chain(&error))
+        .and_then(|()| load_modules())
         .and_then(|()| set_dumpable(false).map_err(|error| format!("cannot close /proc/1: {error}")))
         .and_then(|()| loopback::up().map_err(|error| format!("cannot bring up the loopback: {error}")));
     raise_open_files();
@@ -45,6 +47,11 @@ pub(crate) fn prepare() -> Booted {
         log(&format!("ports below 1024 need a right of their own: {error}"));
     }
     Booted { machine, nsm: take_nsm() }
+}
+
+/// Also on the console: without a module for vsock nobody else can be told.
+fn load_modules() -> Result<(), String> {
+    modules::load().map_err(|error| chain(&error)).inspect_err(|cause| log(cause))
 }
 
 /// Opens the module for the agent alone and lets it seed the kernel.

@@ -222,8 +222,7 @@ impl Cut {
         let limit = if is_download { self.downloads } else { self.uploads };
         let mut buffer = [0; 16 << 10];
         let mut carried = 0;
-        loop {
-            let Ok(count @ 1..) = from.read(&mut buffer) else { break };
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
             carried += count as u64;
             if carried > limit && counts.cuts.load(Ordering::Relaxed) < self.times {
                 counts.cuts.fetch_add(1, Ordering::Relaxed);
