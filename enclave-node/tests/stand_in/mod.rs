@@ -137,6 +137,10 @@ impl Drop for Plugin {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the plugin's log ---");
+            self.log.iter().for_each(|line| eprintln!("{line}"));
+        }
     }
 }
 
