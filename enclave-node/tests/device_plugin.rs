@@ -232,15 +232,16 @@ fn of_two_plugins_the_newer_serves_and_the_older_takes_over_at_its_end() {
 fn the_devices_follow_what_happens_on_the_node() {
     for stack in Stack::available() {
         let (node, kubelet, _plugin) = acquainted(stack);
+        // Whatever happens, both resources change: nothing told of it is left for the next step.
         fs::remove_file(node.path("dev/nitro_enclaves")).unwrap();
-        assert_eq!(kubelet.devices(ENCLAVES, |devices| all(devices, "Unhealthy")).len(), 4);
+        assert_eq!(kubelet.both(|devices| all(devices, "Unhealthy")).map(|list| list.len()), [4, 8]);
         node.write("dev/nitro_enclaves", "");
-        kubelet.devices(ENCLAVES, |devices| all(devices, "Healthy"));
+        kubelet.both(|devices| all(devices, "Healthy"));
         // The allocator runs again: it empties the pool, then fills it.
         node.pool("");
-        assert_eq!(kubelet.devices(CPUS, |devices| all(devices, "Unhealthy")).len(), 8);
+        assert_eq!(kubelet.both(|devices| all(devices, "Unhealthy")).map(|list| list.len()), [4, 8]);
         node.pool("4-7");
-        let cpus = kubelet.devices(CPUS, |devices| all(devices, "Healthy"));
+        let [_, cpus] = kubelet.both(|devices| all(devices, "Healthy"));
         assert_eq!(ids(&cpus), ["4", "5", "6", "7"]);
         // Less memory, fewer enclaves: 96 MiB are room for one.
         node.pages(48);

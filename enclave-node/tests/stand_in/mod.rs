@@ -295,6 +295,19 @@ impl Kubelet {
         list(&event)
     }
 
+    /// Waits until the newest lists of both resources fit: enclaves, CPUs.
+    pub fn both(&self, fits: impl Fn(&[Value]) -> bool) -> [Vec<Value>; 2] {
+        let mut newest = [None, None];
+        loop {
+            let event = self.event("devices", |_| true);
+            let list = event["devices"].as_array().cloned().unwrap();
+            newest[usize::from(event["resource"] == CPUS)] = Some(list).filter(|list| fits(list));
+            if let [Some(enclaves), Some(cpus)] = &newest {
+                return [enclaves.clone(), cpus.clone()];
+            }
+        }
+    }
+
     /// Gives an order and returns the `answer`, or the failure's code.
     pub fn order(&mut self, order: &str, answer: &str) -> Result<Value, String> {
         writeln!(self.orders, "{order}").unwrap();
