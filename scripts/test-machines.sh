@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # What an engine changes: the enclave's life, its traffic, its confinement.
-suite=(confinement drain egress endings foreign lifecycle logs main_job panic readiness shared_node)
+suite=(attested_tls confinement drain egress endings foreign hang_up introductions lifecycle logs main_job panic readiness
+    shared_node workload_attestation)
 # Not again: what ends before an image runs or is about the shim alone (bad_images,
 # doctor, launch_faults, pins, planner, privilege), and what boots the same agent for
 # a promise about files or words (compat, container_image, defaults).

@@ -206,7 +206,7 @@ fn the_python_client_does_what_it_is_documented_to_do() {
     let node = Node::new();
     let manifest = "name: python\nversion: '1'\nuser: '4711:0'\nentrypoint: [/usr/bin/python3, -I, /main.py]\ningress: [8080]\n";
     let image = Image::from_rootfs(&node, manifest, &python_rootfs(&node));
-    let mut shim = Shim::with_config(&node, &image, "memory_mib: 128\n");
+    let mut shim = Shim::with_config(&node, &image, "memory_mib: 208\n");
     shim.ready();
     let page = shim.get("/").json();
     let document = node.scratch().join("python.hex");
