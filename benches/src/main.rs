@@ -9,6 +9,7 @@ mod contender;
 mod echo;
 mod endpoint;
 mod engines;
+mod judge;
 mod meter;
 mod peer;
 mod report;
@@ -56,7 +57,7 @@ enum Task {
     },
     /// Compare contenders and write the figures as JSON
     Run(run::Plan),
-    /// Write figures as tables and as a picture
+    /// Write figures as tables and as a picture, and fail where one is beyond its gate
     Report(report::Plan),
     /// Check every byte of many streams whose ends misbehave
     Soak(soak::Plan),

@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::judge::judge;
 use crate::run::{Figures, median};
-
-const BEGIN: &str = "<!-- figures: begin -->";
-const END: &str = "<!-- figures: end -->";
 
 /// What to write from which figures.
 #[derive(Debug, clap::Args)]
@@ -43,8 +41,6 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<()> {
     let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
     let figures: Figures = serde_json::from_slice(&read(&plan.figures)?)?;
     let document = String::from_utf8(read(&plan.markdown)?)?;
-    let (before, rest) = document.split_once(BEGIN).context("no begin marker")?;
-    let (_, after) = rest.split_once(END).context("no end marker")?;
     let tables: String = TABLES
         .iter()
         .map(|&(figure, title, decimals)| {
@@ -52,9 +48,20 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<()> {
             if table.is_empty() { String::new() } else { markdown(&table, title, decimals) }
         })
         .collect();
-    std::fs::write(&plan.markdown, format!("{before}{BEGIN}\n{tables}\n{END}{after}"))?;
+    let (promises, beyond) = judge(&figures);
+    let document = between(&document, "figures", &tables)?;
+    std::fs::write(&plan.markdown, between(&document, "promises", &promises)?)?;
     std::fs::write(&plan.svg, svg(&figures))?;
+    anyhow::ensure!(beyond.is_empty(), "beyond the gate:\n{}", beyond.join("\n"));
     Ok(())
+}
+
+/// `document` with `text` between the markers called `name`.
+fn between(document: &str, name: &str, text: &str) -> anyhow::Result<String> {
+    let (begin, end) = (format!("<!-- {name}: begin -->"), format!("<!-- {name}: end -->"));
+    let (before, rest) = document.split_once(&begin).with_context(|| format!("no marker {begin}"))?;
+    let (_, after) = rest.split_once(&end).with_context(|| format!("no marker {end}"))?;
+    Ok(format!("{before}{begin}\n{text}\n{end}{after}"))
 }
 
 fn table(figures: &Figures, figure: &str) -> Table {
