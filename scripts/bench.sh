@@ -10,20 +10,12 @@ rounds=${1:-5}
 tools=target/tools
 bin=target/$(rustc -vV | sed -n 's/^host: //p')/release
 state=$(mktemp -d)
-awake=()
-trap 'kill "${awake[@]}" 2>/dev/null; rm -rf "$state"' EXIT
+trap 'rm -rf "$state"' EXIT
 
 cargo build --release -p bench -p emulator --bins
 if [ ! -x $tools/bin/vsock-proxy ]; then
     cargo install vsock-proxy --version 0.1.2 --locked --root $tools
 fi
-
-# Waking a virtual core that was halted is the hypervisor's work, and dearer than all
-# that is compared here: tasks of the idle class keep every core awake.
-for _ in $(seq "$(nproc)"); do
-    chrt --idle 0 sh -c 'while :; do :; done' &
-    awake+=($!)
-done
 
 "$bin/fakenitro" --large-writes off --state "$state/node" -- \
     "$bin/bench" run --rounds "$rounds" --tools $tools/bin --output target/figures.json "$@"
