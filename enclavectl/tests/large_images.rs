@@ -3,6 +3,8 @@
 //! (RLIMIT_DATA), with everything that a build can write besides.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod inputs;
+mod server;
 mod workshop;
 
 use std::{
@@ -12,34 +14,39 @@ use std::{
     process::{Command, Output},
 };
 
+use inputs::Inputs;
+use serde_json::json;
+use server::Registry;
 use workshop::{CURVES, PROGRAM, Workshop, succeeded};
 
 const FILES: usize = 200_000;
 const LIMIT: u64 = 64 << 20;
 
-fn within(workshop: &Workshop, arguments: &[&str]) -> Output {
+fn within(directory: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("prlimit");
     command.arg(format!("--data={LIMIT}")).arg(PROGRAM).args(arguments);
-    command.current_dir(workshop.0.path()).output().unwrap()
+    command.current_dir(directory).output().unwrap()
+}
+
+/// An archive of [`FILES`] files and this machine's list of packages.
+fn archive(path: &Path, last: &str) {
+    let mut output = BufWriter::new(fs::File::create(path).unwrap());
+    for index in 0..FILES {
+        let path = format!("srv/{:03}/file-with-a-rather-long-name-{index:08}.json", index % 500);
+        let content = if index == FILES - 1 { last } else { "content\n" };
+        member(&mut output, &path, content.as_bytes());
+    }
+    let status = fs::read(Path::new("/var/lib/dpkg/status")).unwrap_or_default();
+    member(&mut output, "var/lib/dpkg/status", &status);
+    output.write_all(&[0; 1024]).unwrap();
+    output.flush().unwrap();
 }
 
 #[test]
 fn two_hundred_thousand_files_are_built_signed_recorded_inspected_and_compared_within_64_mib() {
     let workshop = Workshop::new();
-    let tar = |name: &str, last: &str| {
-        let mut output = BufWriter::new(fs::File::create(workshop.path(name)).unwrap());
-        for index in 0..FILES {
-            let path = format!("srv/{:03}/file-with-a-rather-long-name-{index:08}.json", index % 500);
-            let content = if index == FILES - 1 { last } else { "content\n" };
-            member(&mut output, &path, content.as_bytes());
-        }
-        let status = fs::read(Path::new("/var/lib/dpkg/status")).unwrap_or_default();
-        member(&mut output, "var/lib/dpkg/status", &status);
-        output.write_all(&[0; 1024]).unwrap();
-        output.flush().unwrap();
-    };
-    tar("a.tar", "one\n");
-    tar("b.tar", "two\n");
+    archive(&workshop.path("a.tar"), "one\n");
+    archive(&workshop.path("b.tar"), "two\n");
     let signed = workshop.signer("signer", CURVES[1].0);
     let build = |source: &str, output: &str| {
         let flags = ["--signing-certificate", "signer.pem", "--private-key", "signer.key"];
@@ -47,15 +54,33 @@ fn two_hundred_thousand_files_are_built_signed_recorded_inspected_and_compared_w
             ["build", "--image", source, "--kernel", "kernel", "--app", "enclave.yaml", "--agent", PROGRAM];
         let records = ["-o", output, "--sbom", "sbom", "--provenance", "provenance"];
         let flags = if signed { &flags[..] } else { &[] };
-        succeeded(&within(&workshop, &[&common[..], &records, flags].concat()));
+        succeeded(&within(workshop.0.path(), &[&common[..], &records, flags].concat()));
     };
     build("tar:a.tar", "a.eif");
     build("tar:b.tar", "b.eif");
-    succeeded(&within(&workshop, &["inspect", "a.eif"]));
-    let differ = within(&workshop, &["diff", "a.eif", "b.eif"]);
+    succeeded(&within(workshop.0.path(), &["inspect", "a.eif"]));
+    let differ = within(workshop.0.path(), &["diff", "a.eif", "b.eif"]);
     assert_eq!(differ.status.code(), Some(1), "{differ:?}");
     let text = String::from_utf8(differ.stdout).unwrap();
     assert!(text.contains(&format!("-{:08}.json: content from byte 0\n", FILES - 1)), "{text}");
+}
+
+#[test]
+fn as_many_come_from_a_registry_and_go_to_it_as_a_pod_image_within_64_mib() {
+    let Some(registry) = Registry::start("") else { return };
+    let run = json!({"Cmd": ["/hello"]});
+    let inputs = Inputs::new(&run);
+    archive(&inputs.path("layer.tar"), "one\n");
+    inputs.layout(&run);
+    let (source, pod) =
+        (format!("docker://{}/large:v1", registry.address), format!("{}/pod:v1", registry.address));
+    inputs.shell(&format!("skopeo --insecure-policy copy -q --dest-tls-verify=false oci:oci:v1 {source}"));
+    let common =
+        ["build", "--kernel", "kernel", "--app", "enclave.yaml", "-o", "out.eif", "--agent", PROGRAM];
+    let registry_flags = ["--image", &source, "--shim", PROGRAM, "--push", &pod, "--sbom", "sbom"];
+    succeeded(&within(inputs.0.path(), &[&common[..], &registry_flags].concat()));
+    assert_eq!(registry.tags("pod"), ["v1"]);
+    assert!(fs::metadata(inputs.path("out.eif")).unwrap().len() > FILES as u64 * 128, "every file is there");
 }
 
 /// One file in ustar.
