@@ -43,25 +43,33 @@ pub(super) async fn carry(
     );
     let open = terms.metrics.carried.opened();
     let abort = terms.abort.clone();
-    let outcome = async {
+    let (outcome, refused) = async {
         tokio::select! {
-            () = abort.cancelled() => Outcome::Aborted,
-            outcome = through(client, peer, &door, &terms) => outcome,
+            () = abort.cancelled() => (Outcome::Aborted, None),
+            ended = through(client, peer, &door, &terms) => ended,
         }
     }
     .instrument(span)
     .await;
     drop(open);
     terms.metrics.ended(outcome);
+    // Whoever sees its reset has been counted.
+    drop(refused);
     drop(places);
 }
 
-async fn through(client: std::net::TcpStream, peer: SocketAddr, door: &Door, terms: &Terms) -> Outcome {
+/// Returns how it ended; with the client where it was refused, so that its reset can wait.
+async fn through(
+    client: std::net::TcpStream,
+    peer: SocketAddr,
+    door: &Door,
+    terms: &Terms,
+) -> (Outcome, Option<TcpStream>) {
     let mut client = match TcpStream::from_std(client) {
         Ok(client) => client,
         Err(error) => {
             tracing::warn!(%error, "a connection cannot be watched");
-            return Outcome::ClientFailed;
+            return (Outcome::ClientFailed, None);
         }
     };
     // Boxed: what is needed for a moment must not stay with the connection for life.
@@ -69,7 +77,7 @@ async fn through(client: std::net::TcpStream, peer: SocketAddr, door: &Door, ter
         Ok(opened) => opened,
         Err(outcome) => {
             reset(&client);
-            return outcome;
+            return (outcome, Some(client));
         }
     };
     let options =
@@ -81,7 +89,15 @@ async fn through(client: std::net::TcpStream, peer: SocketAddr, door: &Door, ter
         .session
         .clone()
         .map(|session| move || Box::pin(async move { session.open(port::ATTESTATION).await.is_ok() }));
-    match relay::relay_witnessed(client, enclave, &terms.metrics.carried.bytes, options, is_alive).await {
+    let outcome = match relay::relay_witnessed(
+        client,
+        enclave,
+        &terms.metrics.carried.bytes,
+        options,
+        is_alive,
+    )
+    .await
+    {
         Ok(Moved { to_vsock, from_vsock }) => {
             tracing::debug!(to_vsock, from_vsock, "completed");
             Outcome::Completed
@@ -94,7 +110,8 @@ async fn through(client: std::net::TcpStream, peer: SocketAddr, door: &Door, ter
                 RelayError::Idle { .. } => Outcome::Idle,
             }
         }
-    }
+    };
+    (outcome, None)
 }
 
 /// Finds out where the client goes, and opens the way there.
