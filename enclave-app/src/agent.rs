@@ -20,7 +20,7 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_vsock::VsockStream;
+use tokio_vsock::{VsockListener, VsockStream};
 use wire::Variable;
 use wire::port;
 use wire::settings::{LogAccess, NsmAccess, ROOTFS_PATH, SETTINGS_PATH, Settings};
@@ -394,7 +394,7 @@ impl Agent {
         name: &'static str,
         serve: impl Fn(VsockStream) -> F + Send + Sync + 'static,
     ) -> io::Result<()> {
-        let listener = listener::bind(port)?;
+        let listener = VsockListener::from(listener::bind(port)?);
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
         self.tasks.spawn(async move {

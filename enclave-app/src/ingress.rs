@@ -15,13 +15,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay::{Carriers, Counters, Options};
+use relay::{Carriers, Counters, Options, Vsock};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_vsock::VsockStream;
 use wire::settings::Settings;
 use wire::{AnnouncedRequest, ProxyHeader, port};
 
@@ -102,14 +101,14 @@ impl Ingress {
         port: u32,
         serve: impl Fn(OwnedFd, Arc<Counters>) -> F + Send + 'static,
     ) -> Result<(), IngressError> {
-        let listener = listener::bind(port).map_err(|source| IngressError::Taken { port, source })?;
+        let listener = listener::bind(port).and_then(|socket| self.carriers.listener(socket));
+        let listener = listener.map_err(|source| IngressError::Taken { port, source })?;
         let (permits, stop) = (Arc::clone(&self.permits), self.stop.clone());
         let (connections, counters) = (self.connections.clone(), Arc::clone(&self.counters));
         let carriers = Arc::clone(&self.carriers);
-        self.listeners.spawn(async move {
+        let accepting = async move {
             let start = move |stream, permit: OwnedSemaphorePermit| {
-                // From the accepting thread's reactor to the carrier's own.
-                let served = serve(OwnedFd::from(stream), Arc::clone(&counters));
+                let served = serve(stream, Arc::clone(&counters));
                 let (carrier, place) = carriers.place();
                 let carried = async move {
                     served.await;
@@ -118,7 +117,8 @@ impl Ingress {
                 connections.spawn_on(carried, &carrier);
             };
             listener::listen(listener, &format!("ingress {port}"), permits, stop, start).await;
-        });
+        };
+        self.carriers.accept(self.listeners.track_future(accepting));
         Ok(())
     }
 
@@ -142,7 +142,9 @@ impl Drop for Ingress {
 /// One connection. A reset is the client's affair or the workload's, and the
 /// shim counts both; the console is for what concerns the enclave as a whole.
 async fn carry(vsock: OwnedFd, port: u16, counters: &Counters, options: Options) {
-    if let Ok(workload) = connect(port).await {
+    if let Ok(workload) = connect(port).await
+        && let Ok(vsock) = Vsock::new(vsock)
+    {
         let _ = relay::relay_with(workload, vsock, counters, options).await;
     }
 }
@@ -150,7 +152,8 @@ async fn carry(vsock: OwnedFd, port: u16, counters: &Counters, options: Options)
 /// The same behind a handshake. The workload is dialled only for who has
 /// shaken hands, and a connection without TLS's own end is a reset to it.
 async fn carry_tls(vsock: OwnedFd, port: u16, counters: &Counters, tls: &AttestedTls) {
-    if let Ok(mut client) = tls.accept(VsockStream::from(vsock)).await
+    if let Ok(vsock) = Vsock::new(vsock)
+        && let Ok(mut client) = tls.accept(vsock).await
         && let Ok(workload) = connect(port).await
     {
         let _ = relay::relay_over(workload, &mut client, counters, Options::default()).await;
@@ -171,12 +174,8 @@ async fn announced(claim: Arc<Claim>, ports: Arc<[u16]>, stream: OwnedFd, counte
 
 /// Whoever cannot show the session's token is told so and closed; so is a
 /// header that is none, and a port whose workload reads no headers.
-async fn introduction(
-    claim: &Claim,
-    ports: &[u16],
-    stream: OwnedFd,
-) -> Option<(VsockStream, u16, ProxyHeader)> {
-    let mut frames = Frames::new(VsockStream::from(stream));
+async fn introduction(claim: &Claim, ports: &[u16], stream: OwnedFd) -> Option<(Vsock, u16, ProxyHeader)> {
+    let mut frames = Frames::new(Vsock::new(stream).ok()?);
     claim.greet(Purpose::Announced, &mut frames).await.ok()?;
     let request = tokio::time::timeout(REQUEST_WITHIN, frames.receive::<AnnouncedRequest>()).await;
     let AnnouncedRequest { port, header } = request.ok()?.ok()??;

@@ -10,17 +10,23 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
+use relay::Listener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 use crate::log::log;
 
 /// After the first error in a row, and at most: doubled in between.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// Connections that the kernel holds between two accepts.
+const BACKLOG: i32 = 128;
 
 /// Where connections come from.
 pub(crate) trait Accept {
@@ -38,9 +44,21 @@ impl Accept for VsockListener {
     }
 }
 
-/// A listener on `port` of the enclave.
-pub(crate) fn bind(port: u32) -> io::Result<VsockListener> {
-    VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+impl Accept for Listener {
+    type Stream = OwnedFd;
+
+    async fn accept(&mut self) -> io::Result<OwnedFd> {
+        Ok(Listener::accept(self).await?.0)
+    }
+}
+
+/// A socket that listens on `port` of the enclave; no runtime watches it yet.
+pub(crate) fn bind(port: u32) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let listener = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+    socket::bind(listener.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, port))?;
+    socket::listen(&listener, Backlog::new(BACKLOG)?)?;
+    Ok(listener)
 }
 
 /// Hands connections to `serve` until `stop`, each with a permit that is held

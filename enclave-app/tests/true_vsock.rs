@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use relay::{Counters, Options, relay_with};
+use relay::{Counters, Options, Vsock, relay_with};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -122,7 +122,7 @@ async fn ingress(port: u32) -> SocketAddr {
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let vsock = VsockStream::connect(VsockAddr::new(VMADDR_CID_LOCAL, port)).await.unwrap();
+                let vsock = Vsock::connect(VMADDR_CID_LOCAL, port).await.unwrap();
                 let options = Options { far_end_relays: true, ..Options::default() };
                 relay_with(tcp, vsock, &Counters::default(), options).await
             });

@@ -18,12 +18,12 @@
 
 mod carriers;
 mod direction;
+mod listener;
 mod pool;
 mod vsock;
 
 use std::future::{Future, Ready, poll_fn};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -35,7 +35,8 @@ use tokio::time::{Instant, Sleep, sleep};
 
 pub use carriers::{Carriers, Place};
 use direction::Direction;
-use vsock::Vsock;
+pub use listener::Listener;
+pub use vsock::Vsock;
 
 /// Longest single write to a vsock, in bytes.
 ///
@@ -121,20 +122,14 @@ pub struct Options {
 }
 
 /// Carries until both directions have ended. On an error the TCP peer is reset.
-pub async fn relay(
-    tcp: TcpStream,
-    vsock: impl Into<OwnedFd>,
-    counters: &Counters,
-) -> Result<Moved, RelayError> {
+pub async fn relay(tcp: TcpStream, vsock: Vsock, counters: &Counters) -> Result<Moved, RelayError> {
     relay_with(tcp, vsock, counters, Options::default()).await
 }
 
 /// [`relay`] with options. Dropping the future resets the TCP peer too.
-///
-/// `vsock` is a connected, non-blocking socket, known to no runtime yet or no more.
 pub async fn relay_with(
     tcp: TcpStream,
-    vsock: impl Into<OwnedFd>,
+    vsock: Vsock,
     counters: &Counters,
     options: Options,
 ) -> Result<Moved, RelayError> {
@@ -162,7 +157,7 @@ pub async fn relay_over<S: AsyncRead + AsyncWrite + Unpin>(
 /// the end is passed on: if the far end does not live, the peer is reset.
 pub async fn relay_witnessed<W, F>(
     tcp: TcpStream,
-    vsock: impl Into<OwnedFd>,
+    mut vsock: Vsock,
     counters: &Counters,
     options: Options,
     is_alive: Option<W>,
@@ -172,8 +167,6 @@ where
     F: Future<Output = bool>,
 {
     let mut tcp = Client { stream: tcp, whole: false };
-    let mut vsock =
-        Vsock::new(vsock.into()).map_err(|source| RelayError::Vsock { moved: Moved::default(), source })?;
     let outcome = carry_witnessed(&mut tcp.stream, &mut vsock, counters, options, is_alive).await;
     tcp.whole = outcome.is_ok();
     outcome

@@ -1,6 +1,6 @@
 //! A vsock whose writes keep the cap and cost few system calls.
 //!
-//! A vectored write here is one `sendmmsg(2)`: every slice is a write of its
+//! A plain write is cut at the cap. A vectored write here is one `sendmmsg(2)`: every slice is a write of its
 //! own to the vsock, as long as the slice and no longer. A short read means
 //! that the socket is empty, so the read that would say so is not made.
 
@@ -9,7 +9,9 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustix::io::Errno;
 use rustix::net::{MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmmsg};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
@@ -21,16 +23,39 @@ const BULK: usize = 2 * VSOCK_WRITE_MAX;
 /// Slices of one vectored write.
 pub(crate) const SLICES: usize = 8;
 
-/// The descriptor is a vsock's. Tokio's type for stream sockets without
-/// addresses only receives and shuts down here, which no family does differently.
+/// A connected vsock, watched by one runtime from its dial to its close.
+///
+/// It is any stream socket at heart: Tokio's type for those without addresses only
+/// receives and shuts down here, which no family does differently.
 #[derive(Debug)]
-pub(crate) struct Vsock {
+pub struct Vsock {
     socket: UnixStream,
 }
 
 impl Vsock {
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Vsock> {
-        Ok(Vsock { socket: UnixStream::from_std(socket.into())? })
+    /// Watches a connected, non-blocking socket that no runtime watches, or no more.
+    pub fn new(socket: impl Into<OwnedFd>) -> io::Result<Vsock> {
+        Ok(Vsock { socket: UnixStream::from_std(socket.into().into())? })
+    }
+
+    /// Dials `port` of the context `cid`. A port where nobody listens is
+    /// `ECONNRESET`; a context that does not answer `ETIMEDOUT` after two seconds
+    /// (net/vmw_vsock/af_vsock.c).
+    pub async fn connect(cid: u32, port: u32) -> io::Result<Vsock> {
+        let socket = Socket::new(Domain::VSOCK, Type::STREAM.nonblocking(), None)?;
+        let under_way = match socket.connect(&SockAddr::vsock(cid, port)) {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => true,
+            Err(error) => return Err(error),
+        };
+        let vsock = Vsock::new(socket)?;
+        if under_way {
+            vsock.socket.writable().await?;
+            if let Some(error) = vsock.socket.take_error()? {
+                return Err(error);
+            }
+        }
+        Ok(vsock)
     }
 
     /// Tries `write` whenever the socket may have room for `length` bytes.
@@ -88,6 +113,7 @@ impl AsyncRead for Vsock {
 
 impl AsyncWrite for Vsock {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let bytes = &bytes[..bytes.len().min(VSOCK_WRITE_MAX)];
         self.poll_send(context, bytes.len(), |socket| send(socket, bytes, SendFlags::NOSIGNAL))
     }
 

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use relay::{Counters, Moved, Options, RelayError, carry_with, relay_with};
+use relay::{Counters, Moved, Options, RelayError, Vsock, carry_with, relay_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinHandle;
@@ -29,7 +29,9 @@ async fn connected(options: Options) -> (TcpStream, UnixStream, Outcome) {
     let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (enclave, far) = if on_true_vsock() { vsock_pair().await } else { unix_pair() };
     let near = accepted.unwrap().0;
-    let relay = tokio::spawn(async move { relay_with(near, far, &Counters::default(), options).await });
+    let relay = tokio::spawn(async move {
+        relay_with(near, Vsock::new(OwnedFd::from(far)).unwrap(), &Counters::default(), options).await
+    });
     (client.unwrap(), enclave, relay)
 }
 

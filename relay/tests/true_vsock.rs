@@ -6,7 +6,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use relay::{Counters, Options, VSOCK_WRITE_MAX, relay_with};
+use relay::{Counters, Options, VSOCK_WRITE_MAX, Vsock, relay_with};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,7 +45,7 @@ async fn ingress(to: VsockAddr, connections: usize) -> (std::net::SocketAddr, Jo
         for _ in 0..connections {
             let (tcp, _) = listener.accept().await.unwrap();
             relays.push(tokio::spawn(async move {
-                let vsock = VsockStream::connect(to).await.unwrap();
+                let vsock = Vsock::connect(to.cid(), to.port()).await.unwrap();
                 relay_with(tcp, vsock, &Counters::default(), Options::default()).await.unwrap()
             }));
         }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use minicbor::bytes::ByteVec;
+use relay::Vsock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_vsock::VsockStream;
 use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
 
 use super::queue::Queue;
@@ -90,7 +90,7 @@ pub(crate) trait Agents: Sync {
 }
 
 impl Agents for Session {
-    type Stream = VsockStream;
+    type Stream = Vsock;
 
     async fn dial(&self) -> Result<Conversation, SessionError> {
         self.open(wire::port::ATTESTATION).await

@@ -23,14 +23,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egress::{Decision, Host, Name, Policy, Target};
-use relay::RelayError;
+use relay::{RelayError, Vsock};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_vsock::VsockStream;
 use tracing::Instrument;
 use wire::{Undialled, port};
 
@@ -238,7 +237,7 @@ impl Egress {
     async fn relay(
         &self,
         mut server: TcpStream,
-        enclave: VsockStream,
+        enclave: Vsock,
         first_bytes: Vec<u8>,
         session: Option<&Session>,
     ) -> Outcome {

@@ -11,12 +11,14 @@
 //! is a program that closes as it likes: its end of stream is passed on as one.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use egress::{Policy, Target};
 use nitro_device::Cid;
 use nix::errno::Errno;
+use relay::Vsock;
 use tokio::time::{Instant, sleep};
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
 use tracing::Instrument;
@@ -156,7 +158,13 @@ impl Egress {
             Err(full) => return Outcome::Undialled(full),
         };
         match self.reach(to, policy).await {
-            Ok(server) => self.relay(server, caller, Vec::new(), None).await,
+            Ok(server) => match Vsock::new(OwnedFd::from(caller)) {
+                Ok(caller) => self.relay(server, caller, Vec::new(), None).await,
+                Err(error) => {
+                    tracing::warn!(%error, "a tunnel's connection cannot be watched");
+                    Outcome::EnclaveFailed
+                }
+            },
             Err(reason) => Outcome::Undialled(reason),
         }
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use minicbor::{Decode, Encode};
 use nitro_device::Cid;
+use relay::Vsock;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_vsock::{VsockAddr, VsockStream};
 use wire::{
     AnnouncedRequest, Attach, FrameError, FrameReader, Greeting, Hello, PROTOCOL, ProxyHeader, Refusal,
     SessionToken, port,
@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const READ_SIZE: usize = 8 * 1024;
 
 /// Connects to a port of a context; the time limit is an error of kind `TimedOut`.
-pub(crate) async fn dial(cid: u32, port: u32, within: Duration) -> io::Result<VsockStream> {
-    match timeout(within, VsockStream::connect(VsockAddr::new(cid, port))).await {
+pub(crate) async fn dial(cid: u32, port: u32, within: Duration) -> io::Result<Vsock> {
+    match timeout(within, Vsock::connect(cid, port)).await {
         Ok(connected) => connected,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
@@ -84,7 +84,7 @@ impl Session {
         port: u16,
         header: &ProxyHeader,
         within: Duration,
-    ) -> Result<VsockStream, SessionError> {
+    ) -> Result<Vsock, SessionError> {
         let dialled = dial(self.cid.get(), port::ANNOUNCED, within).await;
         let mut stream = dialled.map_err(|source| SessionError::Dial { port: port::ANNOUNCED, source })?;
         let mut frames = wire::encode(&self.hello())?;
@@ -159,14 +159,14 @@ async fn only_frame<T: for<'a> Decode<'a, ()>>(
 /// A connection to the workload, past its frames.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    pub(crate) stream: VsockStream,
+    pub(crate) stream: Vsock,
     /// What the workload had already sent.
     pub(crate) first_bytes: Vec<u8>,
 }
 
 /// A connection that carries frames.
 #[derive(Debug)]
-pub(crate) struct Conversation<S = VsockStream> {
+pub(crate) struct Conversation<S = Vsock> {
     stream: S,
     reader: FrameReader,
 }

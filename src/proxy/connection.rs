@@ -2,15 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use relay::{Moved, Options, Place, RelayError};
+use relay::{Moved, Options, Place, RelayError, Vsock};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
-use tokio_vsock::VsockStream;
 use tracing::{Instrument, Span, field};
 use wire::{ProxyHeader, port};
 
@@ -120,7 +120,7 @@ async fn open(
     peer: SocketAddr,
     door: &Door,
     terms: &Terms,
-) -> Result<(VsockStream, Vec<u8>), Outcome> {
+) -> Result<(Vsock, Vec<u8>), Outcome> {
     let Opening { header, mut already_read, port } = introduce(client, door, terms).await?;
     let span = Span::current();
     span.record("port", port);
@@ -169,7 +169,7 @@ async fn introduce(client: &mut TcpStream, door: &Door, terms: &Terms) -> Result
 }
 
 /// Lets the client see a reset instead of a clean end.
-pub(super) fn reset(client: &TcpStream) {
+pub(super) fn reset(client: &impl AsFd) {
     // Fails only on a connection that is gone.
     let _ = socket2::SockRef::from(client).set_linger(Some(Duration::ZERO));
 }

@@ -1,13 +1,14 @@
 //! Binds, listens, accepts, admits. The accept loop ends only when it is told.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use relay::{Carriers, Listener};
 use socket2::TcpKeepalive;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -94,31 +95,35 @@ fn bind_one(ingress: &Ingress, keep_alive: Duration) -> io::Result<Bound> {
 }
 
 impl Bound {
-    /// Begins to listen.
-    pub(crate) fn listen(self) -> Result<(TcpListener, Ingress), BindError> {
+    /// Begins to listen, for `carriers` to accept.
+    pub(super) fn listen(self, carriers: &Carriers) -> Result<(Listener, Ingress), BindError> {
         let Bound { socket, ingress } = self;
-        let listener = socket.listen(BACKLOG).map_err(|source| BindError {
-            listen: ingress.listen,
-            knob: "ingress.listen",
-            source,
-        })?;
+        let listener = socket
+            .listen(BACKLOG)
+            .and_then(TcpListener::into_std)
+            .and_then(|listener| carriers.listener(listener))
+            .map_err(|source| BindError { listen: ingress.listen, knob: "ingress.listen", source })?;
         Ok((listener, ingress))
     }
 }
 
 /// Accepts until `closing`. No error ends the loop: a listener that is out of
 /// descriptors waits and tries again.
-pub(crate) async fn accept(listener: TcpListener, door: Door, traffic: Traffic, closing: CancellationToken) {
+pub(super) async fn accept(listener: Listener, door: Door, traffic: Traffic, closing: CancellationToken) {
     let mut back_off = FIRST_BACK_OFF;
     loop {
         let accepted = tokio::select! {
             () = closing.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
+        // TCP always has an address for a connection.
+        let accepted = accepted.and_then(|(client, peer)| {
+            peer.map(|peer| (client, peer)).ok_or_else(|| io::ErrorKind::NotConnected.into())
+        });
         match accepted {
             Ok((client, peer)) => {
                 back_off = FIRST_BACK_OFF;
-                admit(client, peer, &door, &traffic);
+                admit(client.into(), peer, &door, &traffic);
             }
             Err(error) => {
                 traffic.terms.metrics.accept_errors.inc();
@@ -146,19 +151,9 @@ fn admit(client: TcpStream, peer: SocketAddr, door: &Door, traffic: &Traffic) {
         traffic.terms.metrics.ended(Outcome::Full);
         return;
     };
-    // From the accepting thread's reactor to the carrier's own.
-    match client.into_std() {
-        Ok(client) => {
-            let (carrier, seat) = traffic.carriers.place();
-            let terms = Arc::clone(&traffic.terms);
-            let connection = connection::carry(client, peer, door.clone(), terms, (place, seat));
-            traffic.connections.spawn_on(connection, &carrier);
-        }
-        Err(error) => {
-            tracing::warn!(%error, "a connection cannot be handed to its carrier");
-            traffic.terms.metrics.ended(Outcome::ClientFailed);
-        }
-    }
+    let (carrier, seat) = traffic.carriers.place();
+    let connection = connection::carry(client, peer, door.clone(), Arc::clone(&traffic.terms), (place, seat));
+    traffic.connections.spawn_on(connection, &carrier);
 }
 
 fn out_of_resources(error: &io::Error) -> bool {
@@ -175,11 +170,13 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let ingress: Ingress = serde_saphyr::from_str(&format!("listen: '{address}'\nport: 1")).unwrap();
             let bound = bind(&[ingress], Duration::from_secs(8)).unwrap().remove(0);
-            let (listener, ingress) = bound.listen().unwrap();
-            let client = TcpStream::connect(ingress.listen).await.unwrap();
-            let accepted = listener.accept().await.unwrap().0;
+            let carriers = Carriers::start(1).unwrap();
+            let (listener, ingress) = bound.listen(&carriers).unwrap();
+            let client = TcpStream::connect(ingress.listen).unwrap();
+            let (accepted, peer) = listener.accept().await.unwrap();
+            assert_eq!(peer, Some(client.local_addr().unwrap()));
             let socket = socket2::SockRef::from(&accepted);
-            assert!(accepted.nodelay().unwrap() && socket.keepalive().unwrap());
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
             assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(8));
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(2));
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), PROBES);

@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use listener::{BindError, Bound, accept, bind};
+pub(crate) use listener::{BindError, Bound, bind};
 use metrics::{Metrics, Tasks};
 
 use crate::config::{Ingress, Limits};
@@ -62,11 +62,11 @@ struct Terms {
 
 /// One listener's way in.
 #[derive(Debug, Clone)]
-pub(crate) struct Door {
-    pub(crate) cid: Cid,
-    pub(crate) ingress: Arc<Ingress>,
+struct Door {
+    cid: Cid,
+    ingress: Arc<Ingress>,
     /// With our agent, which relays as the shim does.
-    pub(crate) session: Option<Arc<Session>>,
+    session: Option<Arc<Session>>,
 }
 
 impl Traffic {
@@ -91,6 +91,21 @@ impl Traffic {
             carriers,
             terms: Arc::new(terms),
         })
+    }
+
+    /// Listens, and accepts until `closing`. `tasks` is told when that has ended.
+    /// An image that is not ours has no `session`.
+    pub(crate) fn open(
+        &self,
+        bound: Bound,
+        (cid, session): (Cid, Option<Arc<Session>>),
+        tasks: &TaskTracker,
+        closing: CancellationToken,
+    ) -> Result<(), BindError> {
+        let (listener, ingress) = bound.listen(&self.carriers)?;
+        let door = Door { cid, ingress: Arc::new(ingress), session };
+        self.carriers.accept(tasks.track_future(listener::accept(listener, door, self.clone(), closing)));
+        Ok(())
     }
 
     /// Returns once no connection is open. Call only when none is accepted any more.

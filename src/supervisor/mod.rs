@@ -45,7 +45,7 @@ use crate::enclave::workload_log::{self, WorkloadLog};
 use crate::exit::Failure;
 use crate::http::{self, Pages};
 use crate::identity::Identity;
-use crate::proxy::{self, Bound, Door, Traffic};
+use crate::proxy::{self, Bound, Traffic};
 use crate::signals::Signals;
 use crate::tail::Tail;
 use crate::timeline::Timeline;
@@ -423,12 +423,9 @@ impl Supervisor {
     /// The workload is ready: take clients.
     fn open_doors(&mut self) -> Result<(), Failure> {
         let Some(cid) = self.cid else { return Err(Failure::bug("an enclave without a cid")) };
+        let session = self.session.clone().map(Arc::new);
         for bound in self.waiting.listeners.drain(..) {
-            let (listener, ingress) = bound.listen()?;
-            let session = self.session.clone().map(Arc::new);
-            let door = Door { cid, ingress: Arc::new(ingress), session };
-            let accepting = proxy::accept(listener, door, self.traffic.clone(), self.closing.clone());
-            self.tasks.spawn(accepting);
+            self.traffic.open(bound, (cid, session.clone()), &self.tasks, self.closing.clone())?;
         }
         if let (true, Some(identity)) = (self.print_identity, self.identity.get()) {
             // A reader that has gone does not end the enclave.

@@ -6,11 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use relay::{Carriers, Counters, Options, VSOCK_WRITE_MAX};
+use relay::{Carriers, Counters, Options, VSOCK_WRITE_MAX, Vsock};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional, copy_bidirectional_with_sizes};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
-use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
+use tokio::sync::oneshot;
+use tokio_vsock::{VsockAddr, VsockStream};
 
 use super::{Engine, Listener, Runtime, splice};
 use crate::endpoint::Endpoint;
@@ -25,38 +26,33 @@ pub(super) fn run(
     to: Endpoint,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    let accepting = match runtime {
-        Runtime::Shared => Builder::new_multi_thread().enable_all().build()?,
-        Runtime::PerCore => Builder::new_current_thread().enable_all().build()?,
+    let (failed, failure) = oneshot::channel();
+    let accept = move |spread| async move {
+        let dealer = Dealer { engine, to, spread, counters: Arc::default() };
+        // Told below; nobody else waits for it.
+        let _ = failed.send(dealer.accept(listener, listen).await);
     };
-    let spread = match runtime {
-        Runtime::Shared => Spread::Shared(accepting.handle().clone()),
-        Runtime::PerCore => Spread::PerCore(Carriers::start(usize::MAX)?),
-    };
-    let dealer = Dealer { engine, to, spread, counters: Arc::default() };
-    println!("ready");
-    accepting.block_on(async {
-        match listen {
-            Endpoint::Tcp(_) => {
-                let listener = TcpListener::from_std(OwnedFd::from(listener).into())?;
-                loop {
-                    dealer.deal(Near::Tcp(listener.accept().await?.0.into_std()?));
-                }
-            }
-            Endpoint::Vsock { .. } => {
-                let listener = VsockListener::from(OwnedFd::from(listener));
-                loop {
-                    dealer.deal(Near::Vsock(OwnedFd::from(listener.accept().await?.0)));
-                }
-            }
+    let waiting = Builder::new_current_thread().build()?;
+    match runtime {
+        Runtime::Shared => {
+            let shared = Builder::new_multi_thread().enable_all().build()?;
+            shared.spawn(accept(Spread::Shared(shared.handle().clone())));
+            println!("ready");
+            waiting.block_on(failure).map_err(io::Error::other)?
         }
-    })
+        Runtime::PerCore => {
+            let carriers = Arc::new(Carriers::start(usize::MAX)?);
+            carriers.accept(accept(Spread::PerCore(Arc::clone(&carriers))));
+            println!("ready");
+            waiting.block_on(failure).map_err(io::Error::other)?
+        }
+    }
 }
 
 /// Where a connection's task goes.
 enum Spread {
     Shared(Handle),
-    PerCore(Carriers),
+    PerCore(Arc<Carriers>),
 }
 
 /// An accepted connection that no runtime knows yet.
@@ -73,6 +69,18 @@ struct Dealer {
 }
 
 impl Dealer {
+    /// Deals for as long as accepting works.
+    async fn accept(&self, listener: Listener, listen: Endpoint) -> io::Result<()> {
+        let listener = relay::Listener::new(listener)?;
+        loop {
+            let (near, _) = listener.accept().await?;
+            self.deal(match listen {
+                Endpoint::Tcp(_) => Near::Tcp(near.into()),
+                Endpoint::Vsock { .. } => Near::Vsock(near),
+            });
+        }
+    }
+
     fn deal(&self, near: Near) {
         let (engine, to, counters) = (self.engine, self.to, Arc::clone(&self.counters));
         let (runtime, place) = match &self.spread {
@@ -91,36 +99,62 @@ impl Dealer {
 }
 
 async fn connection(engine: Engine, near: Near, to: Endpoint, counters: &Counters) -> io::Result<()> {
-    let (tcp, vsock) = match (near, to) {
+    let explored = Explored::of(engine);
+    match (near, to) {
         (Near::Tcp(tcp), Endpoint::Vsock { cid, port }) => {
-            (TcpStream::from_std(tcp)?, VsockStream::connect(VsockAddr::new(cid, port)).await?)
+            let tcp = TcpStream::from_std(tcp)?;
+            tcp.set_nodelay(true)?;
+            match explored {
+                Some(explored) => {
+                    explored.carry(tcp, VsockStream::connect(VsockAddr::new(cid, port)).await?).await
+                }
+                None => ours(engine, tcp, Vsock::connect(cid, port).await?, counters).await,
+            }
         }
         (Near::Vsock(vsock), Endpoint::Tcp(address)) => {
-            (TcpStream::connect(address).await?, VsockStream::from(vsock))
+            let tcp = TcpStream::connect(address).await?;
+            tcp.set_nodelay(true)?;
+            match explored {
+                Some(explored) => explored.carry(tcp, VsockStream::from(vsock)).await,
+                None => ours(engine, tcp, Vsock::new(vsock)?, counters).await,
+            }
         }
-        _ => return Err(io::Error::other("one side must be TCP, the other vsock")),
-    };
-    tcp.set_nodelay(true)?;
-    carry(engine, tcp, vsock, counters).await
+        _ => Err(io::Error::other("one side must be TCP, the other vsock")),
+    }
 }
 
-async fn carry(
-    engine: Engine,
-    mut tcp: TcpStream,
-    vsock: VsockStream,
-    counters: &Counters,
-) -> io::Result<()> {
-    match engine {
-        Engine::Small => copy_bidirectional(&mut tcp, &mut Capped(vsock)).await.map(drop),
-        Engine::Owned => {
-            copy_bidirectional_with_sizes(&mut tcp, &mut Capped(vsock), OWNED, OWNED).await.map(drop)
+async fn ours(engine: Engine, tcp: TcpStream, vsock: Vsock, counters: &Counters) -> io::Result<()> {
+    let far_end_relays = engine == Engine::BetweenRelays;
+    let options = Options { far_end_relays, ..Options::default() };
+    relay::relay_with(tcp, vsock, counters, options).await.map(drop).map_err(io::Error::other)
+}
+
+/// The engines that did not win.
+#[derive(Debug, Clone, Copy)]
+enum Explored {
+    Small,
+    Owned,
+    Splice,
+}
+
+impl Explored {
+    fn of(engine: Engine) -> Option<Explored> {
+        match engine {
+            Engine::Small => Some(Explored::Small),
+            Engine::Owned => Some(Explored::Owned),
+            Engine::Splice => Some(Explored::Splice),
+            _ => None,
         }
-        Engine::Splice => splice::carry(tcp, vsock).await,
-        Engine::BetweenRelays => {
-            let options = Options { far_end_relays: true, ..Options::default() };
-            relay::relay_with(tcp, vsock, counters, options).await.map(drop).map_err(io::Error::other)
+    }
+
+    async fn carry(self, mut tcp: TcpStream, vsock: VsockStream) -> io::Result<()> {
+        match self {
+            Explored::Small => copy_bidirectional(&mut tcp, &mut Capped(vsock)).await.map(drop),
+            Explored::Owned => {
+                copy_bidirectional_with_sizes(&mut tcp, &mut Capped(vsock), OWNED, OWNED).await.map(drop)
+            }
+            Explored::Splice => splice::carry(tcp, vsock).await,
         }
-        _ => relay::relay(tcp, vsock, counters).await.map(drop).map_err(io::Error::other),
     }
 }
 

@@ -10,10 +10,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use egress::{Host, Target};
+use relay::Vsock;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -103,7 +105,9 @@ pub(super) async fn carry(client: TcpStream, attached: Attached, early: &[u8], s
         Ok(Ok(())) => {
             let options = relay::Options { far_end_relays: true, ..relay::Options::default() };
             // A reset is the workload's affair or the server's, and the shim counts both.
-            let _ = relay::relay_with(client, stream, &shared.counters, options).await;
+            if let Ok(stream) = Vsock::new(OwnedFd::from(stream)) {
+                let _ = relay::relay_with(client, stream, &shared.counters, options).await;
+            }
         }
         Ok(Err(_)) | Err(_) => reset(client),
     }
