@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Runs the tests that need true AF_VSOCK sockets in a machine of their own: Debian's
-# packaged kernel with vsock_loopback, emulated by QEMU. The host's own AF_VSOCK is
-# not touched, and nothing is said about speed.
+# packaged kernel, emulated by QEMU. Its vsock is in modules, which the agent of the
+# first test loads from its image; nobody else does. The host's own AF_VSOCK is not
+# touched, and nothing is said about speed.
 # Usage: scripts/true-vsock.sh, after `make programs`; FAKENITRO_QEMU names QEMU
 # (default: what scripts/qemu.sh prints). The console is kept in target/true-vsock/console.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Files of tests, in whatever crate; each prints `test result: ok`.
-tests=(true_vsock sockets)
+# Files of tests, in whatever crate and in this order; each prints `test result: ok`.
+tests=(agent_on_true_vsock true_vsock sockets)
 minutes=8
 work=target/true-vsock
 root=$work/root
@@ -15,25 +16,30 @@ bin=target/$(rustc -vV | sed -n 's/^host: //p')/debug
 qemu=${FAKENITRO_QEMU:-$(scripts/qemu.sh)}
 
 rm -rf "$work"
-mkdir -p "$root"/{bin,dev,proc,sys,tmp,modules,tests}
+mkdir -p "$root"/{bin,dev,proc,sys,tmp,tests}
 cp "$(command -v busybox)" "$root/bin/busybox"
+modules=()
 for module in vsock vmw_vsock_virtio_transport_common vsock_loopback; do
-    cp "target/kernel/modules/$module.ko" "$root/modules/"
+    modules+=(--module "target/kernel/modules/$module.ko")
 done
 # This machine has no NSM, hence no attested TLS.
 sed 's/, 8443//; /^attested_tls:/d' examples/hello/enclave.yaml >"$work/enclave.yaml"
-"$bin/enclavectl" build --rootfs target/hello-rootfs --kernel target/kernel/bzImage \
+"$bin/enclavectl" build --rootfs target/hello-rootfs --kernel target/kernel/bzImage "${modules[@]}" \
     --app "$work/enclave.yaml" -o "$root/hello.eif" >/dev/null
 
 # shellcheck disable=SC2046 # one argument a name
 cargo test --workspace --no-run $(printf -- '--test %s ' "${tests[@]}") 2>&1 | tee "$work/build.log" >&2
 number=0
-while read -r program; do
-    number=$((number + 1))
-    # Without symbols: what is loaded into memory should be small.
-    strip -o "$root/tests/$number-$(basename "$program")" "$program"
-done < <(sed -n 's/.*Executable .*(\(.*\))$/\1/p' "$work/build.log")
-[ "$number" -gt 0 ] || { echo "true-vsock: no test programs were built" >&2; exit 70; }
+for name in "${tests[@]}"; do
+    before=$number
+    # One program of each crate that has a file of this name.
+    while read -r program; do
+        number=$((number + 1))
+        # Without symbols: what is loaded into memory should be small.
+        strip -o "$root/tests/$number-$name" "$program"
+    done < <(sed -n "s/.*Executable .*(\(.*\/$name-[0-9a-f]*\))$/\1/p" "$work/build.log")
+    [ "$number" -gt "$before" ] || { echo "true-vsock: no test program $name was built" >&2; exit 70; }
+done
 
 cat >"$root/init" <<'INIT'
 #!/bin/busybox sh
@@ -44,9 +50,6 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
 ip link set lo up
-for module in vsock vmw_vsock_virtio_transport_common vsock_loopback; do
-    insmod /modules/$module.ko
-done
 ulimit -n 65536
 export TRUE_VSOCK=1 TRUE_VSOCK_IMAGE=/hello.eif
 for program in /tests/*; do

@@ -1,6 +1,7 @@
 //! What is kept of each connection while it is open, and how long a silent one may be.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::{ErrorKind, Read};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,8 @@ fn a_silent_connection_ends_after_the_idle_timeout_and_each_has_one_span_with_it
     enclave.run("(sleep 60 | nc api.example.com 80) >/dev/null 2>&1 &");
     let (mut server, _) = listener.accept().unwrap();
     let accepted = Instant::now();
-    let end = std::io::Read::read(&mut server, &mut [0]).unwrap_err();
-    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset, "a cut is a reset");
+    let end = server.read(&mut [0]).unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset, "a cut is a reset");
     assert!(accepted.elapsed() >= Duration::from_millis(1500), "after {:?}", accepted.elapsed());
     machine::within(Duration::from_secs(10), "the silent connection is counted", || {
         enclave.ended("idle") == 1
@@ -49,4 +50,29 @@ fn a_silent_connection_ends_after_the_idle_timeout_and_each_has_one_span_with_it
     assert_eq!(ingress["cid"], cid);
     assert!(ingress["conn"].is_u64(), "{ingress}");
     assert!(ingress["peer"].as_str().unwrap().parse::<SocketAddr>().is_ok(), "{ingress}");
+}
+
+/// Whoever has ended its own direction sees nothing on the socket that tells an enclave's
+/// end of stream from its death: the shim asks the agent, and gets no answer.
+#[test]
+fn a_server_that_has_ended_its_direction_sees_the_enclaves_death_as_a_reset() {
+    let node = Node::new();
+    let here = address();
+    let names = NameServer::start();
+    names.says("api.example.com", &[&[&here.to_string()]]);
+    let listener = TcpListener::bind(SocketAddr::from((here, 80))).unwrap();
+    let rules = vec!["api.example.com:80".to_owned(), format!("{here}:80")];
+    let root = rootfs(&node, &[] as &[&Path]);
+    let enclave = Enclave::start(&node, &root, &rules, &rules, names.address);
+    enclave.run("(sleep 60 | nc api.example.com 80 & echo $! >/tmp/nc) >/dev/null 2>&1");
+    let (mut server, _) = listener.accept().unwrap();
+    // Held still, the client keeps its direction open when it is told of the end.
+    enclave.run("kill -STOP $(cat /tmp/nc)");
+    server.shutdown(Shutdown::Write).unwrap();
+    machine::within(Duration::from_secs(20), "the client has been told (CLOSE_WAIT)", || {
+        enclave.run("cat /proc/net/tcp").lines().any(|line| line.split_whitespace().nth(3) == Some("08"))
+    });
+    node.kill_enclave(node.running()[0]);
+    let end = server.read(&mut [0]).unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset, "a death is no end of stream");
 }

@@ -1,6 +1,6 @@
 //! The way out of an image without our agent, and who may not take it.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -55,6 +55,11 @@ fn dial(shim: &mut Shim, port: u32) -> TcpStream {
     let mut stream = client::connect(shim.ingress(8081)).unwrap();
     stream.write_all(&port.to_be_bytes()).unwrap();
     stream
+}
+
+/// Closes without an end of stream.
+fn reset(client: TcpStream) {
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// What comes back until the end, however it ends.
@@ -147,20 +152,7 @@ fn a_stranger_on_a_tunnel_is_closed_and_counted_and_reaches_nothing() {
     assert_eq!(fetch(&mut other, 8000), "");
     counted(&mut shim, "stranger", 1);
     // A process of the parent, of this pod or another, is a stranger as well.
-    let script = r#"
-import socket
-s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-s.settimeout(20)
-s.connect((3, 8000))
-try:
-    s.sendall(b"GET / HTTP/1.0\r\n\r\n")
-    answer = s.recv(1)
-except (BrokenPipeError, ConnectionResetError):
-    answer = b""
-assert answer == b"", answer
-"#;
-    let output = node.command(&machine::python()).arg("-c").arg(script).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    node.stranger_gets_nothing(8000, b"GET / HTTP/1.0\r\n\r\n");
     counted(&mut shim, "stranger", 2);
     assert_eq!(web.served(), 0, "a stranger reached the target");
     assert!(shim.log().contains("a stranger on a tunnel is closed"), "{}", shim.log());
@@ -255,6 +247,28 @@ fn tunnels_share_the_limit_of_outgoing_connections() {
 }
 
 #[test]
+fn a_silent_tunnel_ends_after_the_idle_timeout() {
+    let node = Node::new();
+    let listener = TcpListener::bind((IpAddr::from(address()), 0)).unwrap();
+    let target = listener.local_addr().unwrap();
+    let config = format!("tunnels: [{{port: 8000, to: '{target}'}}]\nlimits: {{idle_timeout: 2s}}\n");
+    let mut shim = start(&node, &image(&node, false), &config);
+    shim.ready();
+    let client = dial(&mut shim, 8000);
+    let (mut server, _) = listener.accept().unwrap();
+    let accepted = Instant::now();
+    // The client goes for good, or its own connection would be the first that is idle;
+    // the workload waits on for what the server may say.
+    reset(client);
+    assert_eq!(server.read(&mut [0]).unwrap(), 0, "the workload's own direction has ended");
+    counted(&mut shim, "idle", 1);
+    assert!(accepted.elapsed() >= Duration::from_millis(1500), "after {:?}", accepted.elapsed());
+    // What a reset leaves behind once the end has been read.
+    let cut = server.take_error().unwrap().map(|error| error.kind());
+    assert_eq!(cut, Some(ErrorKind::BrokenPipe), "a cut is a reset");
+}
+
+#[test]
 fn no_stop_waits_for_a_tunnel_that_the_workload_holds_open() {
     let node = Node::new();
     let listener = TcpListener::bind((IpAddr::from(address()), 0)).unwrap();
@@ -265,8 +279,7 @@ fn no_stop_waits_for_a_tunnel_that_the_workload_holds_open() {
     let client = dial(&mut shim, 8000);
     let (mut server, _) = listener.accept().unwrap();
     // The client goes for good; the workload waits on for what the server may say.
-    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(client);
+    reset(client);
     let http = shim.http();
     let open = ["enclave_shim_ingress_connections_open 0", "enclave_shim_egress_connections_open 1"];
     shim.until(SOON, "only the tunnel is open", |_| {

@@ -84,6 +84,27 @@ impl Node {
         self.fakenitro(&["kill", &cid.to_string()]);
     }
 
+    /// Says `words` to `port` of the parent as a process that is no enclave: it may
+    /// be closed or reset, and gets no byte.
+    pub fn stranger_gets_nothing(&self, port: u16, words: &[u8]) {
+        let script = r#"
+import socket, sys
+s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+s.settimeout(20)
+s.connect((3, int(sys.argv[1])))
+try:
+    s.sendall(bytes.fromhex(sys.argv[2]))
+    answer = s.recv(1)
+except (BrokenPipeError, ConnectionResetError):
+    answer = b""
+assert answer == b"", answer
+"#;
+        let words: String = words.iter().map(|byte| format!("{byte:02x}")).collect();
+        let output =
+            self.command(&python()).args(["-c", script, &port.to_string(), &words]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// The first process of the enclave that runs, or the machine that it is;
     /// known before its first instruction.
     pub fn first_process(&self) -> Option<Pid> {
