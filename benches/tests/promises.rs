@@ -76,19 +76,33 @@ fn least_share(figures: &Value, row: &str, figure: &str) -> f64 {
     ours.iter().zip(raw).map(|(ours, raw)| ours / raw).fold(f64::INFINITY, f64::min)
 }
 
+/// Measures until `judge` has no complaint, a few times at most: what others do to the
+/// processors only ever adds, so the least of all rounds is what the engine itself costs.
+#[track_caller]
+fn in_the_best_of(attempts: usize, mut judge: impl FnMut() -> Result<(), String>) {
+    for attempt in 1..=attempts {
+        match judge() {
+            Ok(()) => return,
+            Err(complaint) if attempt == attempts => panic!("{complaint}, {attempts} times over"),
+            Err(complaint) => println!("{complaint}, measured again"),
+        }
+    }
+}
+
 #[test]
-fn system_calls_stay_near_their_targets() {
+fn system_calls_keep_their_promise() {
     let Some(fakenitro) = fakenitro() else { return };
     let _alone = alone();
-    let rows = "ingress-to-vsock-1,ingress-from-vsock-1,egress-to-vsock-1,egress-from-vsock-1";
-    let figures = figures(&fakenitro, "ours", rows, &["--rounds", "5"]);
-    for row in rows.split(',') {
-        // The target from a vsock is 10, and 9.6 to 10.4 was measured: how much one read finds
-        // depends on who else uses the processors. The gate is where a change of the engine shows.
-        let most = if row.contains("from-vsock") { 20.0 } else { 60.0 };
-        let calls = least(&figures, row, "calls_per_mib", "ours");
-        println!("{row}: {calls:.1} system calls per MiB");
-        assert!(calls <= most, "{row}: {calls} system calls per MiB, at most {most} are taken");
+    for row in ["ingress-to-vsock-1", "ingress-from-vsock-1", "egress-to-vsock-1", "egress-from-vsock-1"] {
+        // Into a vsock 40 are promised; half of that is where a change of the engine shows.
+        let most = if row.contains("from-vsock") { 10.0 } else { 20.0 };
+        in_the_best_of(5, || {
+            let figures = figures(&fakenitro, "ours", row, &["--rounds", "5"]);
+            let calls = least(&figures, row, "calls_per_mib", "ours");
+            let told = format!("{row}: {calls:.1} system calls per MiB, at most {most} are promised");
+            println!("{told}");
+            if calls <= most { Ok(()) } else { Err(told) }
+        });
     }
 }
 
@@ -97,17 +111,20 @@ fn the_relay_needs_less_cpu_than_two_threads_a_connection() {
     let Some(fakenitro) = fakenitro() else { return };
     let _alone = alone();
     let rows = "ingress-to-vsock-1,ingress-from-vsock-1,ingress-connections-1";
-    let figures = figures(&fakenitro, "raw,ours", rows, &["--rounds", "5"]);
-    for row in ["ingress-to-vsock-1", "ingress-from-vsock-1"] {
-        let share = least_share(&figures, row, "cpu_s_per_gib");
-        println!("{row}: {share:.2} of raw's CPU per GiB");
-        assert!(share <= 1.25, "{row}: {share} times raw's CPU per GiB");
-    }
-    let each = least(&figures, "ingress-connections-1", "cpu_us_each", "ours");
-    let share = least_share(&figures, "ingress-connections-1", "cpu_us_each");
-    println!("{each:.0} us of CPU per connection, {share:.2} of raw's");
-    // A microsecond of a processor that others use too is not the promise's: raw tells.
-    assert!(each <= 120.0 || share <= 0.85, "{each} us of CPU per connection, {share} of raw's");
+    in_the_best_of(4, || {
+        let figures = figures(&fakenitro, "raw,ours", rows, &["--rounds", "5"]);
+        let [into, from] = ["ingress-to-vsock-1", "ingress-from-vsock-1"]
+            .map(|row| least_share(&figures, row, "cpu_s_per_gib"));
+        let each = least(&figures, "ingress-connections-1", "cpu_us_each", "ours");
+        let share = least_share(&figures, "ingress-connections-1", "cpu_us_each");
+        let told = format!(
+            "{into:.2} of raw's CPU per GiB into a vsock, {from:.2} from it; {each:.0} us per connection, {share:.2}"
+        );
+        println!("{told}");
+        // A microsecond of a processor that others use too is not the promise's: raw tells.
+        let kept = into <= 1.0 && from <= 0.85 && (each <= 120.0 || share <= 0.7);
+        if kept { Ok(()) } else { Err(told) }
+    });
 }
 
 #[test]
