@@ -1,6 +1,16 @@
-//! `enclavectl inspect`: checks an image and tells what it is.
+//! `enclavectl inspect`: checks an image and tells what it is; shows what a document claims.
 
-use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::ExitCode, time::SystemTime};
+mod document;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::SystemTime,
+};
 
 use eif::{Image, Measurements, Metadata, shadow, signature::CertificateSummary};
 use serde::Serialize;
@@ -11,16 +21,16 @@ use crate::{
     report::{MeasurementsReport, print_json, print_text},
 };
 
-/// Checks an enclave image and shows what it measures to.
+/// Checks an enclave image and shows what it measures to, or shows what an attestation document claims.
 ///
-/// Exits 65 when the image breaks a rule of its format, naming the byte.
+/// Of a document nothing is verified: see `enclavectl verify`. Exits 65 when the image breaks a rule of its format, naming the byte.
 /// A signature is checked: the certificate's validity now, its key, and that
 /// PCR0 is what is signed. Whose certificate it is, only PCR8 tells.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Image to inspect
+    /// Image, or document in CBOR, base64 or hex (`-` reads one from standard input)
     file: PathBuf,
-    /// Print JSON with the field names of `nitro-cli describe-eif`
+    /// Print JSON, for an image with the field names of `nitro-cli describe-eif`
     #[arg(long)]
     json: bool,
 }
@@ -67,6 +77,10 @@ struct Signed {
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+    if !is_image(&args.file) {
+        document::run(&args.file, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (image, measurements) = Image::open_measured(&args.file)?;
     let metadata = image.metadata()?;
     let mut warnings: Vec<String> = shadow::find(&image).iter().map(describe).collect();
@@ -84,6 +98,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         print_text(&text(&image, measurements, metadata.as_ref(), signed.as_ref())?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a file begins as images do. One that cannot be read is left to the reader of images,
+/// and so is an empty one.
+fn is_image(path: &Path) -> bool {
+    let mut begin = [0; 4];
+    path != Path::new("-")
+        && File::open(path)
+            .and_then(|mut file| file.read_exact(&mut begin))
+            .map_or(true, |()| &begin == b".eif")
 }
 
 /// A finding with its causes.

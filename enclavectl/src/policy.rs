@@ -169,10 +169,15 @@ fn read_json(path: &Path) -> Result<Option<Value>, Failure> {
 }
 
 /// `{"Measurements": {"PCR0": HEX, ...}}` of nitro-cli and of ours, with any
-/// other members, or the inner object by itself.
+/// other members, or the inner object by itself; or our provenance, an in-toto
+/// statement with the measurements among its by-products.
 fn from_json(json: &Value) -> anyhow::Result<Vec<(u8, Pcr)>> {
     let object = json.as_object().ok_or_else(|| anyhow!("not a JSON object"))?;
     let inner = ["Measurements", "measurements"].iter().find_map(|key| object.get(*key));
+    let inner = inner.or_else(|| {
+        let products = json.pointer("/predicate/runDetails/byproducts")?.as_array()?;
+        products.iter().find(|product| product["name"] == "measurements")?.get("annotations")
+    });
     let measurements: &Map<String, Value> = inner.and_then(Value::as_object).unwrap_or(object);
     let mut registers = Vec::new();
     for (key, value) in measurements {

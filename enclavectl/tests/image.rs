@@ -312,7 +312,7 @@ fn inspect_says_what_is_wrong_and_at_which_byte() {
         ),
         (Box::new(|image: &mut Vec<u8>| image.push(0)), "1 bytes follow the last section"),
         (Box::new(|image: &mut Vec<u8>| image[600] ^= 1), "checksum"),
-        (Box::new(|image: &mut Vec<u8>| image[0] = b'X'), "not an enclave image"),
+        (Box::new(|image: &mut Vec<u8>| image[0] = b'X'), "neither an enclave image nor"),
     ] {
         let mut image = image.clone();
         change(&mut image);

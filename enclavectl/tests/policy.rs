@@ -91,6 +91,43 @@ fn a_policy_accepts_the_documents_of_its_builds_only() {
     assert_eq!(bench.verdict(&["app.eif", "--max-age", "60"], &["--at", LATER, "--nonce", NONCE]), 5);
 }
 
+/// Forged or not, and however it is asked: what is shown are claims.
+#[test]
+fn inspecting_a_document_shows_its_claims_and_never_says_that_they_are_verified() {
+    let bench = Bench::new();
+    let honest = std::fs::read(bench.path("document")).unwrap();
+    let mut forged = honest.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    std::fs::write(bench.path("forged"), &forged).unwrap();
+    std::fs::write(bench.path("forged.hex"), hex::encode(&forged)).unwrap();
+    let registers: Vec<String> = Untrusted::parse(&honest)
+        .unwrap()
+        .claimed_pcrs()
+        .filter(|(_, pcr)| pcr.iter().any(|byte| *byte != 0))
+        .map(|(index, pcr)| format!("{:<9} {}\n", format!("PCR{index}"), hex::encode(pcr)))
+        .collect();
+    assert!(registers.len() >= 3);
+    let shown = |arguments: &[&str]| {
+        let output = bench.run(&[&["inspect"], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for name in ["document", "forged", "forged.hex"] {
+        let text = shown(&[name]);
+        assert!(text.starts_with("UNCHECKED: ") && !text.to_lowercase().contains("verified"), "{text}");
+        assert!(text.contains(NONCE) && registers.iter().all(|line| text.contains(line)), "{text}");
+        let report: serde_json::Value = serde_json::from_str(&shown(&[name, "--json"])).unwrap();
+        assert_eq!(report["verified"], false);
+        assert_eq!(report["claimed"]["nonce"], NONCE);
+        assert_eq!(report["claimed"]["certificates"][0], bench.root.as_str());
+    }
+    std::fs::write(bench.path("nonsense"), "neither this nor that").unwrap();
+    let output = bench.run(&["inspect", "nonsense"]);
+    assert_eq!(output.status.code(), Some(65));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("nonsense is neither an enclave image nor an attestation document"), "{told}");
+}
+
 #[test]
 fn the_report_names_the_build_that_matched() {
     let bench = Bench::new();

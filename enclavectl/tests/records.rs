@@ -236,6 +236,22 @@ fn object() -> Vec<u8> {
 }
 
 #[test]
+fn a_policy_is_made_from_provenance_as_from_the_image() {
+    let workshop = Workshop::new();
+    succeeded(&workshop.build("out.eif", &BOTH).output().unwrap());
+    let registers = |build: &str| {
+        let output = workshop.enclavectl(&["policy", "from", build]).output().unwrap();
+        succeeded(&output);
+        let policy = String::from_utf8(output.stdout).unwrap();
+        policy.lines().filter(|line| line.contains("PCR")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(registers("out.provenance"), registers("out.eif"));
+    assert_eq!(registers("out.eif").len(), 3);
+    let none = workshop.enclavectl(&["policy", "from", "out.sbom"]).output().unwrap();
+    failed(&none, 65, "no measurements are in it");
+}
+
+#[test]
 fn modules_of_the_manifest_go_with_its_kernel_and_those_of_the_flags_with_theirs() {
     let workshop = Workshop::new();
     fs::create_dir(workshop.path("blobs")).unwrap();

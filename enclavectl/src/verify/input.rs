@@ -19,7 +19,7 @@ const RAW: [u8; 2] = [0x84, 0xd2];
 
 /// Reads a document and undoes base64 or hexadecimal text. What is neither
 /// is returned as it is, for the verifier to refuse.
-pub(super) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let source: Box<dyn Read> = match path.to_str() {
         Some("-") => Box::new(io::stdin().lock()),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use attestation::{Class, Clock, Verified};
+use attestation::{Class, Clock, Pcr, Verified};
 use serde::{Serialize, Serializer};
 
 use super::expect::Expected;
@@ -28,7 +28,7 @@ pub(crate) struct Report {
     pod_env: Vec<String>,
     debug: bool,
     root_fingerprint: String,
-    pcrs: BTreeMap<Register, String>,
+    pcrs: Registers,
     nonce: Option<String>,
     user_data: Option<String>,
     public_key: Option<String>,
@@ -51,6 +51,25 @@ struct Refusal<'a> {
     code: &'a str,
     class: &'a str,
     error: String,
+}
+
+/// The registers of a document in hexadecimal, by rising index.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Registers(BTreeMap<Register, String>);
+
+impl Registers {
+    /// Name and value of those that hold anything.
+    pub(crate) fn nonzero(&self) -> impl Iterator<Item = (String, &str)> {
+        let used = self.0.iter().filter(|(_, value)| value.bytes().any(|digit| digit != b'0'));
+        used.map(|(Register(index), value)| (format!("PCR{index}"), value.as_str()))
+    }
+}
+
+impl<'a> FromIterator<(u8, &'a Pcr)> for Registers {
+    fn from_iter<I: IntoIterator<Item = (u8, &'a Pcr)>>(registers: I) -> Registers {
+        Registers(registers.into_iter().map(|(index, pcr)| (Register(index), hex::encode(pcr))).collect())
+    }
 }
 
 /// Index of a PCR, shown as `PCR0`.
@@ -77,7 +96,7 @@ impl Report {
             pod_env: expected.pod_env.iter().map(ToString::to_string).collect(),
             debug: verified.is_debug(),
             root_fingerprint: hex::encode(verified.root_fingerprint()),
-            pcrs: verified.pcrs().map(|(index, pcr)| (Register(index), hex::encode(pcr))).collect(),
+            pcrs: verified.pcrs().collect(),
             nonce: verified.nonce().map(hex::encode),
             user_data: verified.user_data().map(hex::encode),
             public_key: verified.public_key().map(hex::encode),
@@ -120,10 +139,8 @@ impl Report {
         writeln!(out, "signed    {}", self.timestamp)?;
         writeln!(out, "chain     valid until {}", self.not_after)?;
         writeln!(out, "root      sha256 {}", self.root_fingerprint)?;
-        for (Register(index), value) in &self.pcrs {
-            if value.bytes().any(|digit| digit != b'0') {
-                writeln!(out, "{:<9} {value}", format!("PCR{index}"))?;
-            }
+        for (register, value) in self.pcrs.nonzero() {
+            writeln!(out, "{register:<9} {value}")?;
         }
         for (name, value) in
             [("nonce", &self.nonce), ("user_data", &self.user_data), ("public_key", &self.public_key)]
@@ -158,7 +175,7 @@ pub(crate) fn print_refusal(
     writeln!(io::stderr(), "REFUSED ({}): {error}\ncode {code}", class.name())
 }
 
-fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| "out of range".to_owned(), |time| time.to_string())
 }
 
