@@ -171,7 +171,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Capped<S> {
     }
 }
 
-/// Not vectored: a vectored write is one write to the vsock.
+/// Not vectored: what `S` makes of slices is its own affair.
 impl<S: AsyncWrite + Unpin> AsyncWrite for Capped<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
