@@ -83,7 +83,7 @@ bench:
 	$(CARGO) bench --manifest-path attestation/conformance/Cargo.toml --target-dir target/conformance -- 6
 	$(CARGO) test --release --workspace --bin enclave-shim the_relay_adds -- --nocapture
 	scripts/bench.sh
-	OPENSSL_STATIC=1 $(CARGO) test --manifest-path eif/conformance/Cargo.toml --target-dir target/conformance --bench speed -- 9
+	SPEED_VERDICT=1 OPENSSL_STATIC=1 $(CARGO) test --manifest-path eif/conformance/Cargo.toml --target-dir target/conformance --bench speed -- 9
 
 fuzz:
 	scripts/fuzz.sh

@@ -6,7 +6,8 @@
 //! Everything is measured in turns, round after round; each ratio is of two
 //! measurements of one round, and the median of the rounds counts: whatever
 //! else runs on the machine hits both. The gates leave room for cores that
-//! are not ours alone; SPECIFICATION.md has the figures of idle ones.
+//! are not ours alone; with SPEED_VERDICT set (`make bench`) they are the promises
+//! themselves, which need idle ones.
 
 use std::{
     fs::{self, File},
@@ -57,7 +58,11 @@ fn main() -> ExitCode {
     let layout = inputs.path("layout");
     make_layout(&rootfs, &layout);
 
-    let promise = |text, promised, gate, at_most| Promise { text, promised, gate, at_most, values: Vec::new() };
+    let strict = std::env::var_os("SPEED_VERDICT").is_some();
+    let promise = |text, promised, gate, at_most| {
+        let gate = if strict { promised } else { gate };
+        Promise { text, promised, gate, at_most, values: Vec::new() }
+    };
     let mut promises = [
         promise("build: times faster than EifBuilder", 3.5, 2.4, false),
         promise("build: passes of SHA-384", 1.6, 2.4, true),
