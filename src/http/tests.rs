@@ -1,5 +1,7 @@
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
@@ -33,7 +35,30 @@ impl attestation::Agents for Instantly {
     }
 }
 
+/// An agent that hears every request and answers none.
+struct Never;
+
+impl attestation::Agents for Never {
+    type Stream = DuplexStream;
+
+    async fn dial(&self) -> Result<Conversation<DuplexStream>, SessionError> {
+        let (near, far) = tokio::io::duplex(16 * 1024);
+        tokio::spawn(async move {
+            let mut shim = Conversation::over(far);
+            while let Ok(AttestationRequest { .. }) = shim.receive().await {}
+        });
+        Ok(Conversation::over(near))
+    }
+}
+
 async fn serving() -> (SocketAddr, CancellationToken) {
+    serving_from(Instantly).await
+}
+
+async fn serving_from<A>(agents: A) -> (SocketAddr, CancellationToken)
+where
+    A: attestation::Agents<Stream = DuplexStream> + Send + 'static,
+{
     let mut registry = Registry::default();
     let (attestation, requests) = attestation::queue(attestation::Metrics::register(&mut registry));
     let status = Status { phase: "serving", ready: true, attests: true, leaving: false };
@@ -46,7 +71,7 @@ async fn serving() -> (SocketAddr, CancellationToken) {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-    tokio::spawn(requests.serve(Instantly, stop.clone()));
+    tokio::spawn(requests.serve(agents, stop.clone()));
     tokio::spawn(serve(listener, None, pages, stop.clone()));
     (address, stop)
 }
@@ -143,5 +168,72 @@ async fn a_slow_client_is_let_go_in_time_and_others_are_served_meanwhile() {
         assert!(told.starts_with(answer), "{beginning:?}: {told}");
         assert!(took >= HEAD_WITHIN && took < 3 * HEAD_WITHIN, "{beginning:?}: {took:?}");
     }
+    stop.cancel();
+}
+
+/// The answer to one request, its head in lower case.
+async fn answered(address: SocketAddr, head: &str, body: &[u8]) -> (String, Vec<u8>) {
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let length = body.len();
+    let head = format!("{head}Host: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(body).await.unwrap();
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    let body = answer.split_off(end + 4);
+    (String::from_utf8(answer).unwrap().to_ascii_lowercase(), body)
+}
+
+const POST: &str = "POST /v1/attestation HTTP/1.1\r\n";
+
+#[tokio::test]
+async fn a_posted_nonce_is_answered_in_json_or_as_the_document_itself() {
+    let (address, stop) = serving().await;
+    for body in [&br#"{"nonce": "c0ffee"}"#[..], br#"{"nonce_base64": "wP/u"}"#] {
+        for accept in ["", "Accept: application/json\r\n", "Accept: text/html, */*;q=0.8\r\n"] {
+            let (head, answer) = answered(address, &format!("{POST}{accept}"), body).await;
+            assert!(head.starts_with("http/1.1 200 "), "{head}");
+            assert!(head.contains("\r\ncontent-type: application/json\r\n"), "{head}");
+            assert!(head.contains("\r\ncache-control: no-store\r\n"), "{head}");
+            let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+            let document = STANDARD.decode(answer["document"].as_str().unwrap()).unwrap();
+            assert_eq!((document.len(), &document[..4]), (4600, &b"\xc0\xff\xee\0"[..]));
+        }
+        for accept in ["application/cbor", "application/json;q=0.5, application/cose; q=1"] {
+            let (head, document) = answered(address, &format!("{POST}Accept: {accept}\r\n"), body).await;
+            assert!(head.starts_with("http/1.1 200 "), "{head}");
+            assert!(head.contains("\r\ncontent-type: application/cbor\r\n"), "{head}");
+            assert_eq!((document.len(), &document[..4]), (4600, &b"\xc0\xff\xee\0"[..]));
+        }
+    }
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_posted_request_has_at_most_4_kib() {
+    let (address, stop) = serving().await;
+    let request = |length: usize| format!("{:<length$}", r#"{"nonce": "c0ffee"}"#).into_bytes();
+    let (head, _) = answered(address, POST, &request(4096)).await;
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
+    let (head, reason) = answered(address, POST, &request(4097)).await;
+    assert!(head.starts_with("http/1.1 413 "), "{head}");
+    let reason: serde_json::Value = serde_json::from_slice(&reason).unwrap();
+    assert_eq!(reason["error"], "a request has at most 4096 bytes");
+    stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_does_not_answer_costs_a_client_five_seconds_and_not_the_listener() {
+    let (address, stop) = serving_from(Never).await;
+    let begun = tokio::time::Instant::now();
+    let (head, reason) = answered(address, POST, br#"{"nonce": "c0ffee"}"#).await;
+    let took = begun.elapsed();
+    assert!(head.starts_with("http/1.1 504 "), "{head}");
+    let reason: serde_json::Value = serde_json::from_slice(&reason).unwrap();
+    assert_eq!(reason["error"], "the document did not come in time");
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(6), "{took:?}");
+    let (head, _) = answered(address, "GET /healthz HTTP/1.1\r\n", b"").await;
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
     stop.cancel();
 }
