@@ -4,7 +4,14 @@
 
 mod inputs;
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::{fs::MetadataExt, process::CommandExt},
+    process::Command,
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use eif::{Image, rootfs::Digest};
 use inputs::{Inputs, MANIFEST, PROGRAM, failed, is_installed, succeeded};
@@ -20,11 +27,82 @@ fn an_image_has_the_same_bytes_from_every_source() {
     assert!(expected == inputs.image(&["--image", "oci-archive:archive.tar:v1"]));
     assert!(expected == inputs.image(&["--image", "oci-archive:archive.tar.gz"]));
     let elsewhere = Inputs::new(&run);
-    assert!(expected == elsewhere.image(&["--image", "oci:oci"]), "another directory, another time");
+    assert!(expected == elsewhere.image(&["--image", "oci:oci"]), "another directory");
     if is_installed("skopeo") {
         inputs.shell("skopeo --insecure-policy copy oci:oci:v1 docker-archive:docker.tar:hello:v1");
         assert!(expected == inputs.image(&["--image", "docker-archive:docker.tar"]));
         assert!(expected == inputs.image(&["--image", "docker-archive:docker.tar:hello:v1"]));
+    }
+}
+
+/// The forms of the image of `inputs` that are files; their members have the dates and owners of `flags`.
+fn forms(inputs: &Inputs, flags: &str) -> Vec<&'static str> {
+    inputs.shell(&format!("tar {flags} -cf archive.tar -C oci ."));
+    let mut forms = vec!["oci:oci", "oci-archive:archive.tar"];
+    if is_installed("skopeo") {
+        inputs.shell("rm -rf docker.tar members && mkdir members");
+        inputs.shell("skopeo --insecure-policy copy -q oci:oci:v1 docker-archive:docker.tar:hello:v1");
+        inputs.shell(&format!(
+            "tar -xf docker.tar -C members && cd members && tar {flags} -cf ../docker.tar *"
+        ));
+        forms.push("docker-archive:docker.tar");
+    }
+    forms
+}
+
+fn second() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+fn files_of_other_dates_have_the_same_bytes_at_another_time() {
+    let inputs = Inputs::new(&json!({"Cmd": ["/hello"]}));
+    let manifest = format!("{MANIFEST}cmd: [/hello]\n");
+    fs::write(inputs.path("enclave.yaml"), manifest).unwrap();
+    let images = |flags: &str| {
+        let mut forms = forms(&inputs, flags);
+        forms.push("rootfs:rootfs");
+        forms.into_iter().map(|form| (form, inputs.image(&["--image", form]))).collect::<Vec<_>>()
+    };
+    let first = images("");
+    let built = second();
+    inputs.shell("find . -exec touch -h -d @981173106 {} +");
+    while second() == built {
+        thread::park_timeout(Duration::from_millis(10));
+    }
+    for ((form, image), (_, later)) in first.iter().zip(images("--mtime=@981173107")) {
+        assert!(*image == later, "{form}");
+    }
+}
+
+#[test]
+fn another_user_builds_the_same_bytes_of_its_own_files() {
+    const NOBODY: u32 = 65534;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root becomes another user");
+        return;
+    }
+    let inputs = Inputs::new(&json!({"Cmd": ["/hello"]}));
+    let expected = inputs.image(&["--image", "oci:oci"]);
+    let forms = forms(&inputs, "--owner=65534 --group=65534");
+    inputs.shell("mkdir theirs && cp -r oci *.tar kernel enclave.yaml theirs && chmod 711 .");
+    let theirs = inputs.path("theirs");
+    fs::copy(PROGRAM, theirs.join("enclavectl")).unwrap();
+    inputs.shell("chown -R 65534:65534 theirs && chmod -R go= theirs");
+    for form in forms {
+        // Not PROGRAM: another user may have no way to the build's directory.
+        let output = Command::new(theirs.join("enclavectl"))
+            .args(["build", "--kernel", "kernel", "--app", "enclave.yaml", "-o", "out.eif"])
+            .args(["--agent", "enclavectl", "--image", form])
+            .current_dir(&theirs)
+            .env_remove("SOURCE_DATE_EPOCH")
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        succeeded(&output);
+        assert_eq!(fs::metadata(theirs.join("out.eif")).unwrap().uid(), NOBODY);
+        assert!(expected == fs::read(theirs.join("out.eif")).unwrap(), "{form}");
     }
 }
 
@@ -34,8 +112,7 @@ fn directories_and_tars_have_the_same_bytes_too() {
     fs::write(inputs.path("enclave.yaml"), format!("{MANIFEST}cmd: [/hello]\n")).unwrap();
     let expected = inputs.image(&["--rootfs", "rootfs"]);
     assert!(expected == inputs.image(&["--image", "rootfs:rootfs"]));
-    let owned_by_root = fs::metadata(inputs.path("rootfs"))
-        .is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0);
+    let owned_by_root = fs::metadata(inputs.path("rootfs")).is_ok_and(|metadata| metadata.uid() == 0);
     if owned_by_root {
         assert!(expected == inputs.image(&["--image", "tar:layer.tar"]));
         assert!(expected == inputs.image(&["--image", "oci:oci"]));
