@@ -5,13 +5,18 @@
 mod machine;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use machine::{Image, Node, Shim, client, program_path};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
 const HEAD: &str = "name: hello\nversion: '1'\nentrypoint: [/hello]\nuser: app\ningress: [8080, 8081]\n";
 
@@ -106,17 +111,96 @@ fn curl_talks_to_the_accepted_enclave_through_the_tunnel_and_to_no_other() {
     let counting = Tunnel::open(shim.ingress(8081), &expected, &[]);
     let mut stream = client::connect(counting.address).unwrap();
     stream.write_all(&payload[..100_000]).unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.contains(&hex::encode(digest(&SHA256, &payload[..100_000]))), "{answer}");
-    // One that is cut is not taken for a whole one: the workload counts no end.
-    let mut cut = TcpStream::connect(shim.ingress(8081)).unwrap();
-    cut.write_all(b"\x16\x03\x01").unwrap();
-    drop(cut);
     shim.signal(nix::sys::signal::Signal::SIGTERM);
     drop((tunnel, counting));
     assert_eq!(shim.exit_code(Duration::from_secs(30)), 0);
+}
+
+/// What TLS promises and TCP does not: nobody on the way can shorten a stream.
+#[test]
+fn a_stream_that_is_cut_is_not_taken_for_a_whole_one() {
+    let node = Node::new();
+    let manifest = format!("{HEAD}logs: forward\nattested_tls: {{ports: [8081]}}\n");
+    let mut shim = Shim::start(&node, &Image::from_manifest(&node, &manifest));
+    shim.ready();
+    let body = vec![7; 100_000];
+    let whole = format!("{} {}\n", body.len(), hex::encode(digest(&SHA256, &body)));
+    for (ends_tls, answer) in [(true, whole.as_str()), (false, "")] {
+        let mut stream = shaken(shim.ingress(8081));
+        stream.write_all(&body).unwrap();
+        if ends_tls {
+            stream.conn.send_close_notify();
+        }
+        stream.flush().unwrap();
+        // After a record's end: no byte is missing but those of the end itself.
+        stream.sock.shutdown(Shutdown::Write).unwrap();
+        let mut answered = Vec::new();
+        let ended = stream.read_to_end(&mut answered);
+        assert_eq!(String::from_utf8(answered).unwrap(), answer, "{ended:?}");
+        assert_eq!(ended.is_ok(), ends_tls, "{ended:?}");
+    }
+    let cut = "hello: counting: Connection reset by peer";
+    shim.until(Duration::from_secs(10), "the workload sees a reset", |shim| shim.log().contains(cut));
+}
+
+/// A connection after its handshake.
+fn shaken(server: SocketAddr) -> StreamOwned<ClientConnection, TcpStream> {
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+    let name = ServerName::try_from("enclave").unwrap();
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = StreamOwned::new(connection, client::connect(server).unwrap());
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock).unwrap();
+    }
+    stream
+}
+
+/// Accepts every certificate: these tests are about streams.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        default_provider().signature_verification_algorithms.supported_schemes()
+    }
 }
 
 #[test]
