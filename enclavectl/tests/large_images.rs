@@ -14,7 +14,8 @@ use std::{
     process::{Command, Output},
 };
 
-use inputs::Inputs;
+use eif::rootfs::Digest;
+use inputs::{Inputs, MANIFEST};
 use serde_json::json;
 use server::Registry;
 use workshop::{CURVES, PROGRAM, Workshop, succeeded};
@@ -81,6 +82,37 @@ fn as_many_come_from_a_registry_and_go_to_it_as_a_pod_image_within_64_mib() {
     succeeded(&within(inputs.0.path(), &[&common[..], &registry_flags].concat()));
     assert_eq!(registry.tags("pod"), ["v1"]);
     assert!(fs::metadata(inputs.path("out.eif")).unwrap().len() > FILES as u64 * 128, "every file is there");
+}
+
+#[test]
+fn as_many_come_from_a_docker_archive_and_from_a_directory_within_64_mib() {
+    let inputs = Inputs::new(&json!({}));
+    fs::write(inputs.path("enclave.yaml"), format!("{MANIFEST}cmd: [/hello]\n")).unwrap();
+    archive(&inputs.path("layer.tar"), "one\n");
+    let layer = Digest::sha256(&fs::read(inputs.path("layer.tar")).unwrap()).to_string();
+    let config =
+        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer]}});
+    fs::write(inputs.path("config.json"), config.to_string()).unwrap();
+    let manifest = json!([{"Config": "config.json", "RepoTags": ["large:v1"], "Layers": ["layer.tar"]}]);
+    fs::write(inputs.path("manifest.json"), manifest.to_string()).unwrap();
+    inputs.shell("tar -cf docker.tar manifest.json config.json layer.tar");
+    // In memory: a disk takes minutes to make and remove as many files.
+    let large = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = large.path().display();
+    inputs.shell(&format!("tar -xf layer.tar -C {directory}"));
+    let build = |source: &str| {
+        let common = ["build", "--kernel", "kernel", "--app", "enclave.yaml", "-o", "out.eif"];
+        succeeded(&within(
+            inputs.0.path(),
+            &[&common[..], &["--agent", PROGRAM, "--image", source]].concat(),
+        ));
+        Digest::sha256(&fs::read(inputs.path("out.eif")).unwrap())
+    };
+    assert!(
+        fs::metadata(inputs.path("layer.tar")).unwrap().len() > FILES as u64 * 1024,
+        "every file is there"
+    );
+    assert_eq!(build("docker-archive:docker.tar"), build(&format!("rootfs:{directory}")));
 }
 
 /// One file in ustar.
