@@ -22,6 +22,8 @@ use workshop::{CURVES, PROGRAM, Workshop, succeeded};
 
 const FILES: usize = 200_000;
 const LIMIT: u64 = 64 << 20;
+/// Bytes that a file system in memory needs for [`FILES`] files of a page.
+const TREE: u64 = 1 << 30;
 
 fn within(directory: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("prlimit");
@@ -96,10 +98,6 @@ fn as_many_come_from_a_docker_archive_and_from_a_directory_within_64_mib() {
     let manifest = json!([{"Config": "config.json", "RepoTags": ["large:v1"], "Layers": ["layer.tar"]}]);
     fs::write(inputs.path("manifest.json"), manifest.to_string()).unwrap();
     inputs.shell("tar -cf docker.tar manifest.json config.json layer.tar");
-    // In memory: a disk takes minutes to make and remove as many files.
-    let large = tempfile::tempdir_in("/dev/shm").unwrap();
-    let directory = large.path().display();
-    inputs.shell(&format!("tar -xf layer.tar -C {directory}"));
     let build = |source: &str| {
         let common = ["build", "--kernel", "kernel", "--app", "enclave.yaml", "-o", "out.eif"];
         succeeded(&within(
@@ -112,7 +110,17 @@ fn as_many_come_from_a_docker_archive_and_from_a_directory_within_64_mib() {
         fs::metadata(inputs.path("layer.tar")).unwrap().len() > FILES as u64 * 1024,
         "every file is there"
     );
-    assert_eq!(build("docker-archive:docker.tar"), build(&format!("rootfs:{directory}")));
+    let expected = build("docker-archive:docker.tar");
+    // In memory: a disk takes minutes to make and remove as many files.
+    let memory = nix::sys::statvfs::statvfs("/dev/shm").unwrap();
+    if memory.blocks_available() * memory.fragment_size() < TREE {
+        eprintln!("REDUCED: /dev/shm has less than {TREE} bytes for a directory of as many files");
+        return;
+    }
+    let large = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = large.path().display();
+    inputs.shell(&format!("tar -xf layer.tar -C {directory}"));
+    assert_eq!(build(&format!("rootfs:{directory}")), expected);
 }
 
 /// One file in ustar.
