@@ -7,8 +7,10 @@ mod machine;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use machine::{Image, Node, Shim, client};
 use wire::ProxyHeader;
 
@@ -150,6 +152,52 @@ fn a_client_goes_to_the_port_of_the_host_that_it_asks_for() {
             if host.starts_with("count") { format!("{} ", request.len()) } else { expected.to_owned() };
         assert!(answer.starts_with(&expected), "{host}: {answer}");
     }
+}
+
+/// The first flight of a TLS client that asks for `name`.
+fn client_hello(name: &'static str) -> Vec<u8> {
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name.try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+#[test]
+fn a_tls_client_goes_to_the_port_of_its_server_name_and_a_name_without_route_is_reset() {
+    let node = Node::new();
+    // No port of their own: who names nobody known has nowhere to go.
+    let ingress = "\n  - {listen: 127.0.0.2:0, sni: {count.example.com: 8081, web.example.com: 8080}}
+  - {listen: 127.0.0.3:0, host: {web.example.com: 8080}}";
+    let mut shim = Shim::with_ingress(&node, &Image::hello(&node), ingress, "memory_mib: 64\n");
+    shim.ready();
+    let (by_sni, by_host) = (shim.ingress_at("127.0.0.2"), shim.ingress_at("127.0.0.3"));
+
+    let hello = client_hello("count.example.com");
+    let counted = answer(&mut client::connect(by_sni).unwrap(), &hello).unwrap();
+    let expected = format!("{} {}\n", hello.len(), hex::encode(digest(&SHA256, &hello)));
+    assert_eq!(String::from_utf8_lossy(&counted), expected, "the whole hello and nothing else");
+    // The same listener leads elsewhere by another name: an HTTP server makes nothing of a hello.
+    let web = answer(&mut client::connect(by_sni).unwrap(), &client_hello("web.example.com"));
+    assert!(!web.is_ok_and(|answer| answer == counted));
+
+    let no_route = "enclave_shim_ingress_connections_total{outcome=\"no_route\"}";
+    let unknown = [
+        (by_sni, client_hello("other.example.com")),
+        (by_sni, b"GET / HTTP/1.0\r\nHost: count.example.com\r\n\r\n".to_vec()),
+        (by_host, b"GET / HTTP/1.0\r\nHost: other.example.com\r\n\r\n".to_vec()),
+        (by_host, b"GET / HTTP/1.0\r\n\r\n".to_vec()),
+    ];
+    for (number, (address, question)) in unknown.iter().enumerate() {
+        let refused = answer(&mut client::connect(*address).unwrap(), question).unwrap_err();
+        assert!(is_reset(&refused), "{number}: {refused}");
+        assert_eq!(shim.metric(no_route), Some((number + 1) as f64));
+    }
+    let request = b"GET / HTTP/1.0\r\nHost: web.example.com\r\n\r\n";
+    let answer = answer(&mut client::connect(by_host).unwrap(), request).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&answer));
 }
 
 #[test]

@@ -88,6 +88,15 @@ impl Shim {
         self.address(|line| line["fields"]["port"] == port)
     }
 
+    /// The listener on `host`, for those that have no port of their own.
+    pub fn ingress_at(&mut self, host: &str) -> SocketAddr {
+        let begins = format!("{host}:");
+        self.address(|line| {
+            let address = line["fields"]["address"].as_str().unwrap_or_default();
+            line["fields"]["message"] == "ingress bound" && address.starts_with(&begins)
+        })
+    }
+
     /// The shim's own HTTP server.
     pub fn http(&mut self) -> SocketAddr {
         self.address(|line| line["fields"]["server"] == "http")
