@@ -66,9 +66,16 @@ for port in ({control}, {attestation}):
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 
-    // The refusal is the agent's own word: a greeting "refused: already claimed" on control.
-    let refused = wire::encode(&wire::Greeting::Refused(wire::Refusal::AlreadyClaimed)).unwrap();
-    assert!(text.contains(&hex::encode(refused)), "{text}");
+    // Each port refuses in the agent's own words, a hello by its token and the rest for being none.
+    let word = |refusal| hex::encode(wire::encode(&wire::Greeting::Refused(refusal)).unwrap());
+    let (claimed, no_hello) = (word(wire::Refusal::AlreadyClaimed), word(wire::Refusal::NotAHello));
+    let expected = [wire::port::CONTROL, wire::port::ATTESTATION]
+        .into_iter()
+        .flat_map(|port| [(port, &claimed), (port, &no_hello), (port, &no_hello), (port, &no_hello)]);
+    assert_eq!(text.lines().count(), 8, "{text}");
+    for (line, (port, refusal)) in text.lines().zip(expected) {
+        assert!(line.starts_with(&format!("{port} ")) && line.contains(refusal), "{port}: {text}");
+    }
     // And the rightful shim goes on.
     assert_eq!(shim.get("/").status, 200);
     let http = shim.http();

@@ -307,10 +307,14 @@ slow '\005\001\000\005\001\000\003\077' 3128
 slow '\000\040ab' 53
 done"#,
     );
+    // By their own ends: the gateway's are followed by another address.
+    let connected = "cat /proc/net/tcp | grep -c ' 01FF13C6:0C38 01 \\| 01FF13C6:0035 01 '";
+    machine::within(Duration::from_secs(8), "every slow client is connected", || {
+        enclave.run(connected).trim() == "16"
+    });
     let out = format!("{CURL} http://api.example.com/");
     assert_eq!(enclave.run(&out), "from outside");
     assert_eq!(enclave.run(&format!("{CURL} -x socks5h://{PROXY} http://api.example.com/")), "from outside");
-    let connected = "cat /proc/net/tcp | grep -c '01FF13C6:0C38 01\\|01FF13C6:0035 01'";
     machine::within(Duration::from_secs(30), "slow clients are let go", || {
         enclave.run(connected).trim() == "0"
     });
