@@ -201,7 +201,9 @@ async fn connect(port: u16) -> io::Result<TcpStream> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, UnixStream};
+    use tokio::time::{Instant, timeout};
+    use wire::{Greeting, Hello, PROTOCOL, Refusal, SessionToken};
 
     #[tokio::test]
     async fn a_workload_that_listens_on_either_loopback_is_reached() {
@@ -210,6 +212,34 @@ mod tests {
             let port = listener.local_addr().unwrap().port();
             let (dialled, accepted) = tokio::join!(connect(port), listener.accept());
             assert_eq!(dialled.unwrap().local_addr().unwrap(), accepted.unwrap().1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_introduction_that_stops_half_way_is_not_waited_for() {
+        let hello = Hello { version: PROTOCOL, token: SessionToken::from_random([1; 16]) };
+        let claim = Claim::default();
+        let (near, far) = tokio::io::duplex(1024);
+        Frames::new(far).send(&hello).await.unwrap();
+        claim.greet(Purpose::Control, &mut Frames::new(near)).await.unwrap_err();
+        assert!(claim.is_made(), "by a shim that did not wait for its welcome");
+
+        let header = ProxyHeader::tcp("192.0.2.7:4711".parse().unwrap(), "10.0.0.1:443".parse().unwrap());
+        let request = AnnouncedRequest { port: 7000, header: header.bytes().to_vec().into() };
+        let (hello, request) = (wire::encode(&hello).unwrap(), wire::encode(&request).unwrap());
+        let whole = [hello.as_slice(), request.as_slice()].concat();
+        for said in [0, 3, hello.len() - 1, hello.len(), whole.len() - 1, whole.len()] {
+            let begun = Instant::now();
+            let (mut far, near) = UnixStream::pair().unwrap();
+            far.write_all(&whole[..said]).await.unwrap();
+            let near = OwnedFd::from(near.into_std().unwrap());
+            let introduced =
+                timeout(Duration::from_secs(60), introduction(&claim, &[7000], near)).await.unwrap();
+            assert_eq!(introduced.is_some(), said == whole.len(), "after {said} bytes");
+            assert!(begun.elapsed() < Duration::from_secs(3), "after {said} bytes: {:?}", begun.elapsed());
+            let greeting = Frames::new(far).receive::<Greeting>().await.unwrap().unwrap();
+            let refused = greeting == Greeting::Refused(Refusal::NotAHello);
+            assert_eq!(refused, said < hello.len(), "after {said} bytes: {greeting:?}");
         }
     }
 }

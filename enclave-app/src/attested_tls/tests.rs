@@ -161,6 +161,40 @@ async fn plain_bytes_come_out_and_a_session_is_bound_where_both_sides_want_it() 
     }
 }
 
+#[tokio::test]
+async fn a_client_that_stops_before_the_end_of_its_handshake_is_let_go_and_keeps_nobody_waiting() {
+    let (module, _, anchors) = machine(3600);
+    let tls = tls(module, true);
+    tls.certify().await.unwrap();
+    tokio::time::pause(); // the module, on a thread of its own, is not asked any more
+    let verifier = AttestedServerVerifier::new(anchors.clone(), Policy::any_measurement_insecure());
+    let config = Arc::new(verifier.client_config().unwrap());
+    let mut hello = Vec::new();
+    let mut client = rustls::ClientConnection::new(config, ServerName::try_from("enclave").unwrap()).unwrap();
+    client.write_tls(&mut hello).unwrap();
+    for said in [0, 6, hello.len() / 2, hello.len()] {
+        let begun = tokio::time::Instant::now();
+        let (near, mut far) = duplex(64 * 1024);
+        far.write_all(&hello[..said]).await.unwrap();
+        let slow = tokio::spawn({
+            let tls = Arc::clone(&tls);
+            async move { tls.accept(near).await.map(drop) }
+        });
+        connect(&tls, &anchors, &[]).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(1) && !slow.is_finished(), "after {said} bytes");
+        let outcome = timeout(Duration::from_secs(60), slow).await.unwrap().unwrap();
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::TimedOut, "after {said} bytes");
+        assert!(begun.elapsed() < Duration::from_secs(11), "after {said} bytes");
+        far.read_to_end(&mut Vec::new()).await.unwrap();
+    }
+    // Nor is one waited for that never challenges the session that it asked for.
+    let begun = tokio::time::Instant::now();
+    let mut client = connect(&tls, &anchors, &[session::ALPN]).await.unwrap();
+    let cut = timeout(Duration::from_secs(60), client.read(&mut [0])).await.unwrap();
+    assert_eq!(cut.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    assert!(begun.elapsed() < Duration::from_secs(11));
+}
+
 /// A writer that keeps the length of each write and takes all of it.
 #[derive(Default)]
 struct Lengths(Vec<usize>);

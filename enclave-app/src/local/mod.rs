@@ -272,6 +272,34 @@ mod tests {
         agent.stop.cancel();
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_arrive_is_let_go_and_keeps_nobody_waiting() {
+        let agent = Agent::start();
+        let body_stops = "POST /v1/attestation HTTP/1.1\r\nHost: agent\r\nContent-Length: 2\r\n\r\n{";
+        let then_idles = "GET /v1/other HTTP/1.1\r\nHost: agent\r\n\r\n";
+        for (said, answered) in [
+            ("", ""),
+            ("GET /v1/module HT", ""),
+            (body_stops, "HTTP/1.1 408 "),
+            (then_idles, "HTTP/1.1 404 "),
+        ] {
+            let begun = tokio::time::Instant::now();
+            let mut slow = UnixStream::connect(&agent.path).await.unwrap();
+            slow.write_all(said.as_bytes()).await.unwrap();
+            // Nothing that the module, on a thread of its own, is asked about.
+            assert_eq!(agent.ask("GET", "/v1/other", "", "").await.0, 404);
+            assert!(begun.elapsed() < Duration::from_secs(1), "{said:?}");
+            let mut answer = Vec::new();
+            timeout(Duration::from_secs(60), slow.read_to_end(&mut answer)).await.unwrap().unwrap();
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(
+                answer.starts_with(answered) && answer.is_empty() == answered.is_empty(),
+                "{said:?}: {answer}"
+            );
+            assert!(begun.elapsed() < Duration::from_secs(11), "{said:?}: {:?}", begun.elapsed());
+        }
+    }
+
     #[tokio::test]
     async fn a_socket_of_another_user_answers_nobody() {
         let agent = Agent::start();
