@@ -1,14 +1,18 @@
 //! The data path on in-memory streams: order, half-close, write cap, errors.
 
-#![allow(clippy::unwrap_used)] // a failure here is the test's
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a failure here is the test's
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use relay::{Counters, Moved, Options, RelayError, VSOCK_WRITE_MAX, carry, carry_with, carry_witnessed};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+use tokio::time::{Instant, timeout};
 
 /// A stream that notes its longest write and can be told to fail.
 struct Observed {
@@ -195,6 +199,119 @@ async fn what_was_read_before_goes_first_and_within_the_cap() {
     let (moved, ()) = tokio::join!(carry_with(&mut near, &mut far, &counters, options), peers);
     assert_eq!(moved.unwrap().to_vsock, expected.len() as u64);
     assert!(far.longest_write <= VSOCK_WRITE_MAX);
+}
+
+/// A stream whose writes wait while it is shut, and are noted.
+struct Gated {
+    inner: DuplexStream,
+    gate: Rc<RefCell<Gate>>,
+}
+
+#[derive(Default)]
+struct Gate {
+    is_open: bool,
+    waiting: Option<Waker>,
+    writes: Vec<usize>,
+}
+
+impl Gate {
+    fn open(&mut self) {
+        self.is_open = true;
+        self.waiting.take().map(Waker::wake);
+    }
+}
+
+impl AsyncRead for Gated {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Gated {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let gate = Rc::clone(&self.gate);
+        let mut gate = gate.borrow_mut();
+        if !gate.is_open {
+            gate.waiting = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let written = std::task::ready!(Pin::new(&mut self.inner).poll_write(context, bytes))?;
+        gate.writes.push(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+const PIECE: usize = 1024;
+
+/// A pipe of one piece: whoever has sent the next one knows that the last one was
+/// read. The paused clock moves only when everything is stuck.
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_a_write_waits_becomes_one_write_within_the_cap() {
+    for count in [20, VSOCK_WRITE_MAX / PIECE + 1] {
+        let (mut client, mut near) = duplex(PIECE);
+        let (mut enclave, inner) = duplex(1 << 20);
+        let gate = Rc::new(RefCell::new(Gate::default()));
+        let mut far = Gated { inner, gate: Rc::clone(&gate) };
+        let peers = async {
+            for _ in 0..count {
+                let sent = timeout(Duration::from_secs(1), client.write_all(&[7; PIECE])).await;
+                sent.expect("reading goes on while the write waits").unwrap();
+            }
+            let more = timeout(Duration::from_secs(1), client.write_all(&[7; PIECE])).await;
+            assert_eq!(more.is_ok(), count == 20, "no more than a full write is read ahead");
+            gate.borrow_mut().open();
+            client.shutdown().await.unwrap();
+            let mut received = Vec::new();
+            enclave.read_to_end(&mut received).await.unwrap();
+            enclave.shutdown().await.unwrap();
+            received.len()
+        };
+        let counters = Counters::default();
+        let (moved, received) = tokio::join!(carry(&mut near, &mut far, &counters), peers);
+        assert_eq!(moved.unwrap().to_vsock, received as u64);
+        // What is in the pipe when the write goes on follows by itself.
+        assert_eq!(gate.borrow().writes, [VSOCK_WRITE_MAX.min(count * PIECE), PIECE]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_piece_that_can_be_written_waits_for_no_other() {
+    let (mut client, mut near) = duplex(PIECE);
+    let (mut enclave, inner) = duplex(1 << 20);
+    let gate = Rc::new(RefCell::new(Gate::default()));
+    gate.borrow_mut().open();
+    let mut far = Gated { inner, gate: Rc::clone(&gate) };
+    let begun = Instant::now();
+    let peers = async {
+        for _ in 0..100 {
+            client.write_all(b"piece").await.unwrap();
+            let piece = timeout(Duration::from_secs(1), enclave.read_exact(&mut [0; 5])).await;
+            piece.expect("a piece arrives by itself").unwrap();
+        }
+        client.shutdown().await.unwrap();
+        enclave.shutdown().await.unwrap();
+    };
+    let counters = Counters::default();
+    let (moved, ()) = tokio::join!(carry(&mut near, &mut far, &counters), peers);
+    assert_eq!(moved.unwrap().to_vsock, 500);
+    assert_eq!(gate.borrow().writes, [5; 100]);
+    assert_eq!(begun.elapsed(), Duration::ZERO, "nothing waited for a timer");
 }
 
 /// The client has ended its direction and waits; then the vsock ends too.
