@@ -32,7 +32,7 @@ struct Promise {
     gate: f64,
 }
 
-const PROMISES: [Promise; 13] = [
+const PROMISES: [Promise; 14] = [
     against_raw("mib_per_s", &["vsock-1"], "throughput, one stream", true, 1.1, 0.85),
     against_raw("mib_per_s", &["vsock-8"], "throughput, eight streams", true, 1.0, 0.85),
     against("socat", "mib_per_s", &["vsock-"], "throughput, against socat", 1.0, 1.0),
@@ -47,6 +47,16 @@ const PROMISES: [Promise; 13] = [
     alone("bytes_each", &["idle"], "memory per idle connection, bytes", 4096.0, 4096.0),
     against("socat", "cpu_us_each", &["connections"], "CPU per connection, against socat", 1.0, 1.0)
         .at_most(),
+    // It serves one after the other: nothing to compare with where several come at once.
+    against(
+        "vsock-proxy",
+        "cpu_us_each",
+        &["connections-1"],
+        "CPU per connection, against vsock-proxy",
+        1.0,
+        2.0,
+    )
+    .at_most(),
 ];
 
 const fn against(
@@ -181,6 +191,26 @@ mod tests {
         let (_, beyond) = judge(&figures([80.0; 3], [100.0; 3], 21.0));
         assert_eq!(beyond.len(), 2, "{beyond:?}");
         assert!(beyond[0].contains("0.80 x") && beyond[0].contains("at least 0.85 x"), "{beyond:?}");
+    }
+
+    #[test]
+    fn connections_are_compared_with_a_serial_proxy_where_they_come_one_by_one() {
+        let judged = |ours: f64| {
+            let row =
+                |ours: f64| serde_json::json!({"cpu_us_each": {"ours": [ours], "vsock-proxy": [100.0]}});
+            let rows =
+                serde_json::json!({"ingress-connections-1": row(ours), "ingress-connections-32": row(150.0)});
+            judge(&serde_json::from_value(rows).unwrap())
+        };
+        let line = "CPU per connection, against vsock-proxy | at most 1.00 x | ingress-connections-1";
+        let (table, beyond) = judged(90.0);
+        assert!(table.contains(&format!("{line} 0.90 x | yes |")), "{table}");
+        assert!(beyond.is_empty(), "{beyond:?}");
+        let (table, beyond) = judged(110.0);
+        assert!(table.contains(&format!("{line} 1.10 x | **no** |")), "{table}");
+        assert!(beyond.is_empty(), "{beyond:?}");
+        let (_, beyond) = judged(210.0);
+        assert!(beyond.len() == 1 && beyond[0].contains("at most 2.00 x"), "{beyond:?}");
     }
 
     #[test]
