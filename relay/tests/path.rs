@@ -454,7 +454,6 @@ proptest! {
     }
 
     #[test]
-    #[test]
     fn any_interleaving_keeps_the_bytes_and_shuts_each_side_down_once(
         client_steps in steps(), enclave_steps in steps(), client_buffer in 1usize..4096, enclave_buffer in 1usize..4096,
     ) {
