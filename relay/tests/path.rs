@@ -217,7 +217,9 @@ struct Gate {
 impl Gate {
     fn open(&mut self) {
         self.is_open = true;
-        self.waiting.take().map(Waker::wake);
+        if let Some(waker) = self.waiting.take() {
+            waker.wake();
+        }
     }
 }
 
