@@ -18,14 +18,19 @@ fn spans(log: &str, message: &str) -> Vec<Value> {
     line.and_then(|line| line["spans"].as_array().cloned()).unwrap_or_default()
 }
 
-#[test]
-fn a_silent_connection_ends_after_the_idle_timeout_and_each_has_one_span_with_its_fields() {
-    let node = Node::new();
+/// A server that is api.example.com, who says so, and the rules that lead there.
+fn api() -> (NameServer, TcpListener, Vec<String>) {
     let here = address();
     let names = NameServer::start();
     names.says("api.example.com", &[&[&here.to_string()]]);
     let listener = TcpListener::bind(SocketAddr::from((here, 80))).unwrap();
-    let rules = vec!["api.example.com:80".to_owned(), format!("{here}:80")];
+    (names, listener, vec!["api.example.com:80".to_owned(), format!("{here}:80")])
+}
+
+#[test]
+fn a_silent_connection_ends_after_the_idle_timeout_and_each_has_one_span_with_its_fields() {
+    let node = Node::new();
+    let (names, listener, rules) = api();
     let root = rootfs(&node, &[] as &[&Path]);
     let limits = "limits: {idle_timeout: 2s}\n";
     let mut enclave = Enclave::with(&node, &root, &rules, &rules, names.address, limits);
@@ -57,11 +62,7 @@ fn a_silent_connection_ends_after_the_idle_timeout_and_each_has_one_span_with_it
 #[test]
 fn a_server_that_has_ended_its_direction_sees_the_enclaves_death_as_a_reset() {
     let node = Node::new();
-    let here = address();
-    let names = NameServer::start();
-    names.says("api.example.com", &[&[&here.to_string()]]);
-    let listener = TcpListener::bind(SocketAddr::from((here, 80))).unwrap();
-    let rules = vec!["api.example.com:80".to_owned(), format!("{here}:80")];
+    let (names, listener, rules) = api();
     let root = rootfs(&node, &[] as &[&Path]);
     let enclave = Enclave::start(&node, &root, &rules, &rules, names.address);
     enclave.run("(sleep 60 | nc api.example.com 80 & echo $! >/tmp/nc) >/dev/null 2>&1");
