@@ -11,7 +11,7 @@
 //! Each direction ends by itself: an end of stream is passed on as a shutdown
 //! and the other direction goes on for as long as it likes. An error ends both,
 //! and the TCP peer sees a reset, never a clean end of a cut stream.
-//! [`carry`] is the path itself, [`relay`] the same on real sockets, on the
+//! [`carry`] is the path itself, [`relay_with`] the same on real sockets, on the
 //! threads of [`Carriers`].
 
 #![forbid(unsafe_code)]
@@ -121,12 +121,8 @@ pub struct Options {
     pub already_read: Vec<u8>,
 }
 
-/// Carries until both directions have ended. On an error the TCP peer is reset.
-pub async fn relay(tcp: TcpStream, vsock: Vsock, counters: &Counters) -> Result<Moved, RelayError> {
-    relay_with(tcp, vsock, counters, Options::default()).await
-}
-
-/// [`relay`] with options. Dropping the future resets the TCP peer too.
+/// Carries until both directions have ended. On an error, and when the future is
+/// dropped, the TCP peer is reset.
 pub async fn relay_with(
     tcp: TcpStream,
     vsock: Vsock,
