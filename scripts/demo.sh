@@ -59,7 +59,7 @@ within 20 curl -sf -o /dev/null "$shim_http/readyz" || fail "not ready within 20
 step run "enclave-shim under fakenitro: $(curl -s "$shim_http/readyz")"
 
 curl -sf "$page/" >"$work/page" || fail "no page through the ingress"
-step ingress "GET / answers: $(sed 's/<title>.*<.title>//; s/<[^>]*>//g' "$work/page" | head -n 1)"
+step ingress "GET / answers: $(sed 's/<title>.*<.title>//; s/<[^>]*>//g' "$work/page" | sed -n 1p)"
 
 nonce=$(openssl rand -hex 32)
 curl -sf -H 'Accept: application/cbor' "$shim_http/v1/attestation?nonce=$nonce" -o "$work/document.cbor" ||
@@ -82,7 +82,7 @@ curl -sf http://127.0.0.1:18444/ >"$work/page" || fail "no page through the tunn
 kill "$tunnel" && wait "$tunnel" || true
 tunnel=
 ! curl -sf --max-time 5 "http://$attested/" >/dev/null || fail "the attested port answers without TLS"
-step tunnel "curl over attested TLS: $(sed 's/<title>.*<.title>//; s/<[^>]*>//g' "$work/page" | head -n 1)"
+step tunnel "curl over attested TLS: $(sed 's/<title>.*<.title>//; s/<[^>]*>//g' "$work/page" | sed -n 1p)"
 
 curl -sf "$page/slow/500" >"$work/slow" & request=$!
 within 5 sh -c "curl -sf $shim_http/metrics | grep -q '^enclave_shim_ingress_connections_open.* 1$'" ||

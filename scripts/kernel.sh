@@ -12,7 +12,7 @@ if [ ! -s "$kernel" ] || [ ! -d "$directory/modules" ]; then
     # shellcheck disable=SC2064 # the directory is known now
     work=$(mktemp -d "$directory/download.XXXXXX") && trap "rm -rf '$work'" EXIT
     meta=linux-image-cloud-$(dpkg --print-architecture)
-    package_of_meta() { apt-cache depends "$meta" 2>/dev/null | awk '/Depends: linux-image/ { print $2; exit }'; }
+    package_of_meta() { apt-cache depends "$meta" 2>/dev/null | awk '/Depends: linux-image/ && !found++ { print $2 }'; }
     download() { local package; package=$(package_of_meta) && [ -n "$package" ] && (cd "$work" && apt-get download -qq "$package" 2>/dev/null); }
     if ! download; then
         # The package lists are missing or older than the archive.

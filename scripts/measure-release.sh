@@ -14,7 +14,8 @@ crates=(enclave-app attestation egress wire relay nitro-device)
 source=$(find "${crates[@]/%//src}" "${crates[@]/%//Cargo.toml}" Cargo.toml Cargo.lock -type f | LC_ALL=C sort |
     xargs sha256sum | sha256sum | cut -c 1-16)
 # The agent holds C code (its cryptography, libc): compiler, linker and libc decide its bytes too.
-tools=$(for tool in cc ld ldd; do "$tool" --version | head -n 1; done | sha256sum | cut -c 1-16)
+# sed, not head: ldd is a script of many writes, and dies of SIGPIPE when its reader leaves.
+tools=$(for tool in cc ld ldd; do "$tool" --version | sed -n 1p; done | sha256sum | cut -c 1-16)
 inputs="release $version $(uname -m) kernel=$(basename "$(dirname "$kernel")") source=$source"
 inputs+=" rustc=$(rustc -V | cut -d ' ' -f 2) tools=$tools"
 if [ "${1:-}" = --check ] && ! grep -q "^$inputs " eif/kernel/measurements; then

@@ -41,7 +41,7 @@ unpack_backport() {
     done
     (cd "$directory/apt/cache/archives" && ls ./*.deb) | sed 's|^\./||' >"$directory/packages"
     rm -rf "$root" "$directory/apt" && mv "$root.new" "$root"
-    interpreter=$(find "$root"/usr/lib* -name 'ld-linux-*.so.*' | head -n 1)
+    interpreter=$(find "$root"/usr/lib* -name 'ld-linux-*.so.*' | sed -n 1p)
     libraries=$(dirname "$(find "$root/usr/lib" -name libc.so.6)")
     write_wrapper <<END
 export QEMU_MODULE_DIR='$libraries/qemu'
@@ -59,7 +59,7 @@ if ! able "$wrapper"; then
     else
         echo "qemu: the system has none from 10.2 on; unpacking Debian's under target/qemu" >&2
         unpack_backport
-        able "$wrapper" || { echo "qemu: $("$wrapper" --version 2>&1 | head -n 1) cannot host an enclave" >&2; exit 69; }
+        able "$wrapper" || { echo "qemu: $("$wrapper" --version 2>&1 | sed -n 1p) cannot host an enclave" >&2; exit 69; }
     fi
 fi
 echo "$wrapper"
