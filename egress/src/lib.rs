@@ -14,8 +14,7 @@
 //!
 //! Beside the policy lies what the agent reads from the workload, as bytes in
 //! and values out: [`dns`] questions, [`connect`] and [`socks`] requests, and
-//! the [`names`] that have got an address; and what the shim reads from name
-//! servers: the answers to its questions ([`stub`]).
+//! the [`names`] that have got an address.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +26,6 @@ mod policy;
 mod reserved;
 mod rule;
 pub mod socks;
-pub mod stub;
 mod target;
 
 pub use policy::{Decision, MOST_LISTENED, Policy, PolicyError, Reach, Verdict};

@@ -57,7 +57,7 @@ impl Names {
         // the questions come when there are none any more. A failure shows there again.
         let _ = getrandom::fill(&mut [0; 1]);
         Ok(Names {
-            servers: Servers::new(servers),
+            servers: Servers::new(&servers)?,
             // A pod without the file just has no names of its own.
             hosts: parse_hosts(&fs::read_to_string(HOSTS).unwrap_or_default()),
             stale: config.stale.duration(),

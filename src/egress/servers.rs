@@ -1,20 +1,25 @@
-//! Asks name servers, over UDP and, where an answer is too long, over TCP.
+//! Asks name servers, by hickory-resolver: over UDP and, where an answer is too
+//! long or does not repeat the case of the question's letters, over TCP.
 //!
 //! Both families at once, one server after the other, all of them twice. Every
-//! question has a socket of its own: its port is the kernel's random choice,
-//! connected, so that only the server's own datagrams arrive.
+//! server is a resolver of its own: one pool of them all takes the first word,
+//! also a failing server's "I cannot say". They remember nothing;
+//! [`names`](super::names) does.
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use egress::Name;
-use egress::stub::{Family, LONGEST_DATAGRAM, NoAnswer, Question, Said};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::timeout;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::rr::RecordType;
+use hickory_resolver::{Resolver, TokioResolver};
 
 use crate::exit::{Blame, Exit};
 
@@ -25,6 +30,8 @@ const MOST_SERVERS: usize = 3;
 /// For one server to answer once.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 2;
+/// Bytes of an answer over UDP: what fits every path (DNS flag day 2020).
+const LONGEST_DATAGRAM: u16 = 1232;
 
 /// Why names cannot be resolved at all.
 #[derive(Debug, thiserror::Error)]
@@ -33,15 +40,26 @@ pub(crate) enum NoResolver {
     Unreadable(#[source] io::Error),
     #[error("/etc/resolv.conf names no server to resolve the names of egress rules")]
     NoServer,
+    #[error("the resolver of the names of egress rules cannot be made")]
+    Library(#[source] NetError),
 }
 
 impl Blame for NoResolver {
     fn exit(&self) -> Exit {
-        Exit::Usage
+        match self {
+            NoResolver::Unreadable(_) | NoResolver::NoServer => Exit::Usage,
+            NoResolver::Library(_) => Exit::Bug,
+        }
     }
 
     fn fix(&self) -> String {
-        "name servers under resolver.servers, or give the pod an /etc/resolv.conf that names one".into()
+        match self {
+            NoResolver::Unreadable(_) | NoResolver::NoServer => {
+                "name servers under resolver.servers, or give the pod an /etc/resolv.conf that names one"
+                    .into()
+            }
+            NoResolver::Library(_) => "report it".into(),
+        }
     }
 }
 
@@ -57,7 +75,7 @@ pub(super) enum Answer {
 }
 
 #[derive(Debug)]
-pub(super) struct Servers(Vec<SocketAddr>);
+pub(super) struct Servers(Vec<(SocketAddr, TokioResolver)>);
 
 /// Those of /etc/resolv.conf.
 pub(super) fn of_this_machine() -> Result<Vec<SocketAddr>, NoResolver> {
@@ -80,12 +98,14 @@ fn parse(text: &str) -> Vec<SocketAddr> {
 }
 
 impl Servers {
-    pub(super) fn new(servers: Vec<SocketAddr>) -> Servers {
-        Servers(servers)
+    pub(super) fn new(servers: &[SocketAddr]) -> Result<Servers, NoResolver> {
+        let resolvers = servers.iter().map(|server| Ok((*server, resolver(*server)?)));
+        Ok(Servers(resolvers.collect::<Result<_, NetError>>().map_err(NoResolver::Library)?))
     }
 
     pub(super) async fn ask(&self, name: &Name) -> Answer {
-        let (four, six) = tokio::join!(self.ask_for(name, Family::Four), self.ask_for(name, Family::Six));
+        let (four, six) =
+            tokio::join!(self.ask_for(name, RecordType::A), self.ask_for(name, RecordType::AAAA));
         match (four, six) {
             // One family's failure takes nothing from the other's answer.
             (Answer::Addresses(mut four, ttl), Answer::Addresses(six, other)) => {
@@ -98,66 +118,58 @@ impl Servers {
         }
     }
 
-    async fn ask_for(&self, name: &Name, family: Family) -> Answer {
-        for server in std::iter::repeat_n(&self.0, ROUNDS).flatten() {
-            let mut random = [0; 32];
-            if let Err(error) = getrandom::fill(&mut random) {
-                tracing::debug!(%name, %error, "no random bytes for a question");
-                return Answer::Nobody;
-            }
-            let question = Question::new(name, family, random);
-            match timeout(ANSWERED_WITHIN, ask_one(*server, &question)).await {
-                Ok(Ok(Said::Addresses(addresses, ttl))) if !addresses.is_empty() => {
-                    return Answer::Addresses(addresses, Duration::from_secs(ttl.into()));
+    async fn ask_for(&self, name: &Name, kind: RecordType) -> Answer {
+        // The last dot: as it stands, within no search domain.
+        let absolute = format!("{name}.");
+        for (server, resolver) in std::iter::repeat_n(&self.0, ROUNDS).flatten() {
+            let failed = match resolver.lookup(absolute.as_str(), kind).await {
+                Ok(lookup) => {
+                    let answers = lookup.answers();
+                    let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or(0);
+                    let addresses: Vec<_> =
+                        answers.iter().filter_map(|record| record.data.ip_addr()).collect();
+                    let ttl = Duration::from_secs(ttl.into());
+                    return if addresses.is_empty() {
+                        Answer::NoSuchName(ttl)
+                    } else {
+                        Answer::Addresses(addresses, ttl)
+                    };
                 }
-                Ok(Ok(Said::Addresses(_, ttl) | Said::NoSuchName(ttl))) => {
-                    return Answer::NoSuchName(Duration::from_secs(ttl.into()));
+                // Without its zone's word (RFC 2308, section 5) a denial does not hold at all.
+                Err(NetError::Dns(DnsError::NoRecordsFound(denied))) => {
+                    return Answer::NoSuchName(Duration::from_secs(denied.negative_ttl.unwrap_or(0).into()));
                 }
-                Ok(Ok(other)) => tracing::debug!(%server, %name, ?other, "a name server cannot answer"),
-                Ok(Err(error)) => tracing::debug!(%server, %name, %error, "a name server cannot be asked"),
-                Err(_) => tracing::debug!(%server, %name, "a name server does not answer"),
-            }
+                Err(error) => error,
+            };
+            tracing::debug!(%server, %name, error = %failed, "a name server cannot answer");
         }
         Answer::Nobody
     }
 }
 
-async fn ask_one(server: SocketAddr, question: &Question) -> io::Result<Said> {
-    let unspecified: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((unspecified, 0)).await?;
-    socket.connect(server).await?;
-    socket.send(question.bytes()).await?;
-    let mut answer = [0; LONGEST_DATAGRAM];
-    loop {
-        let length = socket.recv(&mut answer).await?;
-        match question.read(&answer[..length]) {
-            Ok(Said::Truncated) => return ask_by_tcp(server, question).await,
-            Ok(said) => return Ok(said),
-            Err(NoAnswer::Another) => {}
-            Err(NoAnswer::Malformed) => return Err(malformed()),
-        }
-    }
-}
-
-async fn ask_by_tcp(server: SocketAddr, question: &Question) -> io::Result<Said> {
-    let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(question.bytes().len()).map_err(io::Error::other)?;
-    stream.write_all(&[&length.to_be_bytes(), question.bytes()].concat()).await?;
-    let length = stream.read_u16().await?;
-    let mut answer = vec![0; length.into()];
-    stream.read_exact(&mut answer).await?;
-    question.read(&answer).map_err(|_| malformed())
-}
-
-fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the answer cannot be read")
+/// Asks one server, once, about absolute names, and remembers nothing.
+fn resolver(server: SocketAddr) -> Result<TokioResolver, NetError> {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = server.port();
+        connection
+    });
+    let servers = vec![NameServerConfig::new(server.ip(), true, connections.into())];
+    let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+    let mut options = ResolverOpts::default();
+    options.attempts = 0;
+    options.timeout = ANSWERED_WITHIN;
+    options.cache_size = 0;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.case_randomization = true;
+    options.edns_payload_len = LONGEST_DATAGRAM;
+    Resolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UdpSocket};
 
     #[test]
     fn resolv_conf_names_servers_and_nothing_else_of_it_is_used() {
@@ -185,6 +197,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_resolver_that_cannot_be_made_is_a_mistake_of_this_program() {
+        let failure = crate::exit::Failure::from(NoResolver::Library(NetError::NoConnections));
+        assert_eq!(failure.exit, Exit::Bug);
+        assert!(failure.explanation.cause.contains("cannot be made"), "{failure:?}");
+        assert_eq!(failure.explanation.fix, "report it");
+    }
+
+    const GOOD: [u8; 2] = [0x81, 0x80];
+    const SERVFAIL: [u8; 2] = [0x81, 0x82];
+    const NO_SUCH_NAME: [u8; 2] = [0x81, 0x83];
+    const TRUNCATED: [u8; 2] = [0x83, 0x80];
+
     /// Flags and the answers' count, then one A record if `address` is there.
     fn answer(query: &[u8], flags: [u8; 2], address: Option<[u8; 4]>) -> Vec<u8> {
         let kind_at = query[12..].iter().position(|byte| *byte == 0).unwrap() + 13;
@@ -198,44 +223,116 @@ mod tests {
         bytes
     }
 
+    /// Says to each question over TCP that its name is at `address`.
+    async fn serve_by_tcp(listener: &TcpListener, address: [u8; 4]) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let length = stream.read_u16().await.unwrap();
+        let mut question = vec![0; length.into()];
+        stream.read_exact(&mut question).await.unwrap();
+        let whole = answer(&question, GOOD, Some(address));
+        stream.write_u16(whole.len() as u16).await.unwrap();
+        stream.write_all(&whole).await.unwrap();
+    }
+
+    /// What `servers` say of a name while `serve` serves.
+    async fn asked(servers: &[&UdpSocket], serve: impl Future<Output = ()>) -> Answer {
+        let servers: Vec<_> = servers.iter().map(|socket| socket.local_addr().unwrap()).collect();
+        let servers = Servers::new(&servers).unwrap();
+        let name = "www.example.com".parse().unwrap();
+        tokio::select! {
+            said = servers.ask(&name) => said,
+            () = serve => panic!("the server ended"),
+        }
+    }
+
+    fn at(address: [u8; 4]) -> Answer {
+        Answer::Addresses(vec![address.into()], Duration::from_secs(7))
+    }
+
     #[tokio::test]
     async fn a_server_that_fails_is_passed_over_and_a_long_answer_is_fetched_by_tcp() {
         let failing = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let by_tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let long = UdpSocket::bind(by_tcp.local_addr().unwrap()).await.unwrap();
-        let servers = Servers::new(vec![failing.local_addr().unwrap(), long.local_addr().unwrap()]);
-        let serve = async move {
-            let mut query = [0; 512];
-            let mut datagram = [0; 512];
+        let serve = async {
+            let (mut first, mut second) = ([0; 512], [0; 512]);
             loop {
                 tokio::select! {
-                    Ok((length, client)) = failing.recv_from(&mut query) => {
-                        failing.send_to(&answer(&query[..length], [0x81, 0x82], None), client).await.unwrap();
+                    Ok((length, client)) = failing.recv_from(&mut first) => {
+                        failing.send_to(&answer(&first[..length], SERVFAIL, None), client).await.unwrap();
                     }
-                    Ok((length, client)) = long.recv_from(&mut datagram) => {
+                    Ok((length, client)) = long.recv_from(&mut second) => {
                         // First somebody else's answer, which must not count.
-                        let mut forged = answer(&datagram[..length], [0x81, 0x80], Some([6, 6, 6, 6]));
+                        let mut forged = answer(&second[..length], GOOD, Some([6, 6, 6, 6]));
                         forged[0] ^= 1;
                         long.send_to(&forged, client).await.unwrap();
-                        long.send_to(&answer(&datagram[..length], [0x83, 0x80], None), client).await.unwrap();
+                        long.send_to(&answer(&second[..length], TRUNCATED, None), client).await.unwrap();
                     }
-                    Ok((mut stream, _)) = by_tcp.accept() => {
-                        let length = stream.read_u16().await.unwrap();
-                        let mut question = vec![0; length.into()];
-                        stream.read_exact(&mut question).await.unwrap();
-                        let whole = answer(&question, [0x81, 0x80], Some([192, 0, 2, 1]));
-                        stream.write_u16(whole.len() as u16).await.unwrap();
-                        stream.write_all(&whole).await.unwrap();
-                    }
+                    () = serve_by_tcp(&by_tcp, [192, 0, 2, 1]) => {}
                 }
             }
         };
-        let name = "long.example.com".parse().unwrap();
-        let said = tokio::select! {
-            said = servers.ask(&name) => said,
-            () = serve => panic!("the server ended"),
+        assert_eq!(asked(&[&failing, &long], serve).await, at([192, 0, 2, 1]));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_repeat_the_case_of_every_letter_is_not_believed() {
+        let by_tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let forger = UdpSocket::bind(by_tcp.local_addr().unwrap()).await.unwrap();
+        let serve = async {
+            let mut query = [0; 512];
+            loop {
+                tokio::select! {
+                    Ok((length, client)) = forger.recv_from(&mut query) => {
+                        let mut forged = answer(&query[..length], GOOD, Some([6, 6, 6, 6]));
+                        // The first letter, after the length of its label.
+                        forged[13] ^= 0x20;
+                        forger.send_to(&forged, client).await.unwrap();
+                    }
+                    () = serve_by_tcp(&by_tcp, [192, 0, 2, 2]) => {}
+                }
+            }
         };
-        let address = vec!["192.0.2.1".parse().unwrap()];
-        assert_eq!(said, Answer::Addresses(address, Duration::from_secs(7)));
+        assert_eq!(asked(&[&forger], serve).await, at([192, 0, 2, 2]));
+    }
+
+    #[tokio::test]
+    async fn a_denial_holds_as_long_as_its_zone_says_and_without_its_word_not_at_all() {
+        // The record's own time, and the last of its five numbers after two root names.
+        let soa = |ttl: u32, minimum: u32| {
+            let head = [&[0xC0, 12, 0, 6, 0, 1], &ttl.to_be_bytes()[..], &[0, 22, 0, 0]].concat();
+            [head, vec![0; 16], minimum.to_be_bytes().to_vec()].concat()
+        };
+        for (flags, authority, seconds) in [
+            (NO_SUCH_NAME, Some(soa(900, 60)), 60),
+            (NO_SUCH_NAME, Some(soa(30, 60)), 30),
+            (GOOD, Some(soa(900, 7)), 7),
+            (NO_SUCH_NAME, None, 0),
+        ] {
+            let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let serve = async {
+                let mut query = [0; 512];
+                while let Ok((length, client)) = server.recv_from(&mut query).await {
+                    let mut denial = answer(&query[..length], flags, None);
+                    denial[9] = u8::from(authority.is_some());
+                    denial.extend(authority.iter().flatten());
+                    server.send_to(&denial, client).await.unwrap();
+                }
+            };
+            let expected = Answer::NoSuchName(Duration::from_secs(seconds));
+            assert_eq!(asked(&[&server], serve).await, expected, "{flags:?} {authority:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn where_every_server_fails_nobody_answers() {
+        let failing = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let serve = async {
+            let mut query = [0; 512];
+            while let Ok((length, client)) = failing.recv_from(&mut query).await {
+                failing.send_to(&answer(&query[..length], SERVFAIL, None), client).await.unwrap();
+            }
+        };
+        assert_eq!(asked(&[&failing], serve).await, Answer::Nobody);
     }
 }
