@@ -82,6 +82,7 @@ bench:
 	$(CARGO) test --release -p attestation --test promises -- --nocapture --test-threads 1
 	$(CARGO) bench --manifest-path attestation/conformance/Cargo.toml --target-dir target/conformance -- 6
 	$(CARGO) test --release --workspace --bin enclave-shim the_relay_adds -- --nocapture
+	$(CARGO) bench -p bench --bench parts
 	scripts/bench.sh
 	SPEED_VERDICT=1 OPENSSL_STATIC=1 $(CARGO) test --manifest-path eif/conformance/Cargo.toml --target-dir target/conformance --bench speed -- 9
 
