@@ -76,14 +76,16 @@ kernel:
 qemu:
 	scripts/qemu.sh
 
-bench:
+bench: everything
 	scripts/setup.sh test
+	scripts/setup.sh machines
 	scripts/with-huge-pages.sh $(TEST_PAGES) env LOAD_VERDICT=1 $(CARGO) test --release -p nitro-device --test load -- --nocapture
 	$(CARGO) test --release -p attestation --test promises -- --nocapture --test-threads 1
 	$(CARGO) bench --manifest-path attestation/conformance/Cargo.toml --target-dir target/conformance -- 6
 	$(CARGO) test --release --workspace --bin enclave-shim the_relay_adds -- --nocapture
 	$(CARGO) bench -p bench --bench parts
 	scripts/bench.sh
+	scripts/many.sh
 	SPEED_VERDICT=1 OPENSSL_STATIC=1 $(CARGO) test --manifest-path eif/conformance/Cargo.toml --target-dir target/conformance --bench speed -- 9
 
 fuzz:

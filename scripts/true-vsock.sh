@@ -3,8 +3,8 @@
 # packaged kernel, emulated by QEMU. Its vsock is in modules, which the agent of the
 # first test loads from its image; nobody else does. The host's own AF_VSOCK is not
 # touched, and nothing is said about speed.
-# Usage: scripts/true-vsock.sh, after `make programs`; FAKENITRO_QEMU names QEMU
-# (default: what scripts/qemu.sh prints). The console is kept in target/true-vsock/console.log.
+# Usage: scripts/true-vsock.sh, after `make programs`. The console is kept in
+# target/true-vsock/console.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Files of tests, in whatever crate and in this order; each prints `test result: ok`.
@@ -13,11 +13,9 @@ minutes=8
 work=target/true-vsock
 root=$work/root
 bin=target/$(rustc -vV | sed -n 's/^host: //p')/debug
-qemu=${FAKENITRO_QEMU:-$(scripts/qemu.sh)}
 
 rm -rf "$work"
-mkdir -p "$root"/{bin,dev,proc,sys,tmp,tests}
-cp "$(command -v busybox)" "$root/bin/busybox"
+mkdir -p "$root/tests"
 modules=()
 for module in vsock vmw_vsock_virtio_transport_common vsock_loopback; do
     modules+=(--module "target/kernel/modules/$module.ko")
@@ -61,11 +59,7 @@ echo "== machine: done"
 reboot -f
 INIT
 chmod +x "$root/init"
-(cd "$root" && find . | cpio --quiet -o -H newc -R 0:0) >"$work/initramfs"
-
-timeout "${minutes}m" "$qemu" -M q35 -accel tcg -cpu max -smp 2 -m 1024 -nodefaults -no-user-config -no-reboot \
-    -display none -serial stdio -kernel target/kernel/bzImage -initrd "$work/initramfs" \
-    -append 'console=ttyS0 quiet panic=-1 no_timer_check' </dev/null | tr -d '\r' | tee "$work/console.log"
+scripts/boot-root.sh "$root" 1024 "$minutes" | tee "$work/console.log"
 
 passed=$(grep -c '^== .*: exit 0$' "$work/console.log" || true)
 if ! grep -q '^== machine: done' "$work/console.log" || [ "$passed" != "$number" ] || grep -q SKIPPED "$work/console.log"; then

@@ -84,6 +84,13 @@ for port in ({control}, {attestation}):
 
 #[test]
 fn a_shim_that_finds_its_enclave_claimed_ends_with_76() {
+    // The stranger is spinning before the shim starts and nearly always wins.
+    assert!((0..5).any(|_| a_stranger_claims_first()), "the shim was faster five times");
+}
+
+/// A race for a new enclave. If a stranger wins, the shim says so with 76; else the shim
+/// serves and the stranger is refused.
+fn a_stranger_claims_first() -> bool {
     let node = Node::new();
     // A claimer that dials every CID's control port as soon as it exists, with a token of its own.
     let script = r#"
@@ -115,8 +122,6 @@ while time.monotonic() < deadline:
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(claimer.stdout.take().unwrap()));
     assert_eq!(lines.next().unwrap().unwrap(), "claiming");
     let mut shim = Shim::with_config(&node, &Image::hello(&node), "memory_mib: 64\ncid: 77\n");
-    // Whoever is first has it: either the stranger was, and the shim says so with 76, or the shim
-    // serves and the stranger is refused. With the stranger already spinning it nearly always wins.
     let claimed = lines.next().unwrap().unwrap();
     let welcome = claimed.contains(
         &hex::encode(wire::encode(&wire::Greeting::Welcome { build: String::new() }).unwrap())[8..10],
@@ -125,11 +130,11 @@ while time.monotonic() < deadline:
     claimer.wait().unwrap();
     let refused = hex::encode(wire::encode(&wire::Greeting::Refused(wire::Refusal::AlreadyClaimed)).unwrap());
     if claimed.contains(&refused) {
-        println!("the shim was faster: {claimed}");
         shim.ready();
-    } else {
-        assert!(welcome, "{claimed}");
-        assert_eq!(shim.exit_code(Duration::from_secs(10)), 76, "{}", shim.log());
-        assert!(shim.log().contains("claimed"), "{}", shim.log());
+        return false;
     }
+    assert!(welcome, "{claimed}");
+    assert_eq!(shim.exit_code(Duration::from_secs(10)), 76, "{}", shim.log());
+    assert!(shim.log().contains("claimed"), "{}", shim.log());
+    true
 }
