@@ -259,6 +259,48 @@ mod tests {
     }
 
     #[test]
+    fn a_network_names_what_is_not_public_only_where_all_of_it_is() {
+        for (rule, address, allowed) in [
+            ("0.0.0.0/0:*", "1.1.1.1", true),
+            ("0.0.0.0/0:*", "169.254.169.254", false),
+            ("0.0.0.0/0:*", "127.0.0.1", false),
+            ("0.0.0.0/0:*", "10.1.2.3", false),
+            ("8.0.0.0/5:*", "10.1.2.3", false),
+            ("10.0.0.0/8:*", "10.1.2.3", true),
+            ("169.254.0.0/16:*", "169.254.169.254", true),
+            ("169.254.169.254:*", "169.254.169.254", true),
+            ("[::]/0:*", "fd00:ec2::254", false),
+            ("[::]/0:*", "2606:4700::1111", true),
+            ("[64:ff9b::]/96:*", "64:ff9b::a9fe:a9fe", false),
+            ("[fc00::]/7:*", "fd00:ec2::254", true),
+            ("[::ffff:10.0.0.0]/104:*", "10.1.2.3", true),
+        ] {
+            let policy = policy(&[rule, "*.example.com:*"]);
+            let address: std::net::IpAddr = address.parse().unwrap();
+            assert_eq!(policy.decide_address(address, 80).is_allowed(), allowed, "{rule} {address}");
+            let target = Target { host: crate::Host::Address(address), port: 80 };
+            assert_eq!(policy.decide(&target).is_allowed(), allowed, "{rule} {address}, as it is");
+        }
+    }
+
+    #[test]
+    fn a_denial_holds_for_the_address_that_another_one_carries_inside() {
+        for denial in ["!203.0.114.0/24:*", "![::ffff:203.0.114.0]/120:*"] {
+            let policy = policy(&["*.example.com:*", "0.0.0.0/0:*", "[::]/0:*", denial]);
+            for (address, allowed) in [
+                ("203.0.114.1", false),
+                ("::ffff:203.0.114.1", false),
+                ("64:ff9b::cb00:7201", false),
+                ("2002:cb00:7201::1", false),
+                ("64:ff9b::cb00:7301", true),
+            ] {
+                let decision = policy.decide_address(address.parse().unwrap(), 80);
+                assert_eq!(decision.is_allowed(), allowed, "{denial} {address}");
+            }
+        }
+    }
+
+    #[test]
     fn a_wide_permission_does_not_include_the_metadata_service_by_name() {
         let policy = policy(&["*.example.com:*"]);
         assert_eq!(verdict(&policy, "169.254.169.254:80"), Verdict::Reserved(Reserved::LinkLocal));

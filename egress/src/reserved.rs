@@ -6,6 +6,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 /// Why an address is not public.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reserved {
@@ -71,10 +73,11 @@ fn reserved_v6(address: Ipv6Addr) -> Option<Reserved> {
         [0, 0, 0, 0, 0, 0, 0, 1] => Reserved::Loopback,
         [0, 0, 0, 0, 0, 0, 0, 0] => Reserved::Unspecified,
         // IPv4-compatible (deprecated, RFC 4291): some stacks still connect to the IPv4 address.
-        [0, 0, 0, 0, 0, 0, _, _] => return Some(inner(segments, 6).unwrap_or(Reserved::SpecialPurpose)),
+        [0, 0, 0, 0, 0, 0, _, _] => {
+            return Some(inner(address).and_then(reserved_v4).unwrap_or(Reserved::SpecialPurpose));
+        }
         // NAT64 (RFC 6052) and 6to4 (RFC 3056) reach the IPv4 address inside.
-        [0x64, 0xFF9B, 0, 0, 0, 0, _, _] => return inner(segments, 6),
-        [0x2002, ..] => return inner(segments, 1),
+        [0x64, 0xFF9B, 0, 0, 0, 0, _, _] | [0x2002, ..] => return inner(address).and_then(reserved_v4),
         [first, ..] if first & 0xFFC0 == 0xFE80 => Reserved::LinkLocal,
         [first, ..] if first & 0xFE00 == 0xFC00 || first & 0xFFC0 == 0xFEC0 => Reserved::Private,
         [first, ..] if first & 0xFF00 == 0xFF00 => Reserved::Multicast,
@@ -87,11 +90,20 @@ fn reserved_v6(address: Ipv6Addr) -> Option<Reserved> {
     Some(kind)
 }
 
-/// What the IPv4 address in `segments[at..at + 2]` is.
-fn inner(segments: [u16; 8], at: usize) -> Option<Reserved> {
-    let [a, b] = segments[at].to_be_bytes();
-    let [c, d] = segments[at + 1].to_be_bytes();
-    reserved_v4(Ipv4Addr::new(a, b, c, d))
+/// The kind of every address of `network`, if they are of one: its ends are, and no block of
+/// this module lies apart from another of its kind within one prefix.
+pub(crate) fn kind_of_all(network: &IpNet) -> Option<Reserved> {
+    reserved(network.network()).filter(|kind| reserved(network.broadcast()) == Some(*kind))
+}
+
+/// The IPv4 address that a packet to `address` reaches, where it carries one inside.
+pub(crate) fn inner(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let at = match address.segments() {
+        [0, 0, 0, 0, 0, 0, _, _] | [0x64, 0xFF9B, 0, 0, 0, 0, _, _] => 12,
+        [0x2002, ..] => 2,
+        _ => return None,
+    };
+    address.octets()[at..].first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))
 }
 
 #[cfg(test)]

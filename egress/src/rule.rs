@@ -12,8 +12,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
+use crate::reserved::{inner, kind_of_all, reserved};
 use crate::{Host, Name, Target};
 
 /// What a rule is about.
@@ -111,19 +112,31 @@ impl Rule {
             && match (&self.subject, &target.host) {
                 (Subject::Name(name), Host::Name(wanted)) => name == wanted,
                 (Subject::Below(parent), Host::Name(wanted)) => wanted.is_below(parent),
-                (Subject::Network(network), Host::Address(address)) => network.contains(address),
+                (Subject::Network(_), Host::Address(address)) => self.holds(*address, target.port),
                 _ => false,
             }
     }
 
-    /// True when the rule is a network that holds this address at this port.
+    /// True when the rule is a network that speaks of this address at this port.
+    ///
+    /// A denial speaks also of the IPv4 address that an IPv6 one carries inside (NAT64,
+    /// 6to4). A permission speaks of an address that is not public only if all of its network
+    /// is of that kind: who allows `0.0.0.0/0` has not named the instance metadata.
     pub fn holds(&self, address: IpAddr, port: u16) -> bool {
-        match &self.subject {
-            Subject::Network(network) => {
-                self.ports.contain(port) && network.contains(&address.to_canonical())
+        let Subject::Network(network) = &self.subject else { return false };
+        let address = address.to_canonical();
+        let speaks = match (self.denies, address) {
+            (true, IpAddr::V6(outer)) => {
+                let inside = inner(outer).map(IpAddr::from);
+                network.contains(&address) || inside.is_some_and(|address| network.contains(&address))
             }
-            _ => false,
-        }
+            (true, IpAddr::V4(_)) => network.contains(&address),
+            (false, _) => {
+                let named = reserved(address).is_none_or(|kind| kind_of_all(network) == Some(kind));
+                named && network.contains(&address)
+            }
+        };
+        speaks && self.ports.contain(port)
     }
 }
 
@@ -182,7 +195,17 @@ fn network(text: &str, address: &str, prefix: &str) -> Result<Subject, RuleError
     if network.trunc() != network {
         return Err(RuleError::HostBits { written: text.to_owned(), meant: network.trunc() });
     }
-    Ok(Subject::Network(network))
+    Ok(Subject::Network(canonical(network)))
+}
+
+/// A network of IPv4-mapped addresses is one of IPv4: as that its addresses are compared.
+fn canonical(network: IpNet) -> IpNet {
+    match (network.addr().to_canonical(), network.prefix_len()) {
+        (IpAddr::V4(address), length @ 96..) if matches!(network, IpNet::V6(_)) => {
+            Ipv4Net::new(address, length - 96).map_or(network, IpNet::V4)
+        }
+        _ => network,
+    }
 }
 
 impl FromStr for Ports {

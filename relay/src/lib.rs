@@ -62,6 +62,11 @@ impl Counters {
     pub fn from_vsock(&self) -> u64 {
         self.from_vsock.load(Ordering::Relaxed)
     }
+
+    /// Counts bytes from a vsock that the caller wrote to TCP before it let a relay do so.
+    pub fn count_from_vsock(&self, bytes: u64) {
+        self.from_vsock.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 /// Bytes that one relay carried.

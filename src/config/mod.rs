@@ -102,6 +102,13 @@ pub(crate) struct HttpTls {
     pub(crate) key: PathBuf,
 }
 
+impl Config {
+    /// Whether anything in the enclave may be connected to anything outside.
+    pub(crate) fn goes_out(&self) -> bool {
+        !self.egress.rules().is_empty() || !self.tunnels.is_empty()
+    }
+}
+
 /// How names of the workload's targets are resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egress::{Decision, Host, Name, Policy, Target};
-use relay::{RelayError, Vsock};
+use relay::{Carriers, RelayError, Vsock};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -31,11 +31,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
-use wire::{Undialled, port};
+use wire::Undialled;
 
 use crate::carried::Open;
 use crate::config::Config;
-use crate::enclave::session::{Attached, Session};
+use crate::enclave::session::{Attached, Session, persistently};
 use crate::exit::chain;
 pub(crate) use metrics::Metrics;
 use metrics::Outcome;
@@ -48,13 +48,26 @@ const ON_THE_WAY: usize = 1024;
 /// For the agent's first bytes to be taken by the server.
 const FIRST_BYTES_WITHIN: Duration = Duration::from_secs(10);
 const SILENT_AFTER: Duration = Duration::from_secs(60);
-
 /// What the agent asks for.
 #[derive(Debug)]
 pub(crate) struct Dial {
     pub(crate) stream: u64,
     pub(crate) host: String,
     pub(crate) port: u16,
+}
+
+/// A request that came to nothing.
+#[derive(Debug, Clone, Copy)]
+struct NotConnected {
+    outcome: Outcome,
+    /// What the workload is told.
+    told: Undialled,
+}
+
+impl From<Undialled> for NotConnected {
+    fn from(reason: Undialled) -> NotConnected {
+        NotConnected { outcome: Outcome::Undialled(reason), told: reason }
+    }
 }
 
 /// The control connection's ends.
@@ -86,9 +99,9 @@ impl Egress {
         metrics: Metrics,
         abort: CancellationToken,
     ) -> Result<Egress, NoResolver> {
-        let names = match config.egress.rules().is_empty() && config.tunnels.is_empty() {
-            true => None,
-            false => Some(Arc::new(Names::new(&config.resolver)?)),
+        let names = match config.goes_out() {
+            true => Some(Arc::new(Names::new(&config.resolver)?)),
+            false => None,
         };
         let idle_timeout = config.limits.idle_timeout.duration();
         Ok(Egress {
@@ -103,15 +116,20 @@ impl Egress {
         })
     }
 
-    /// Takes the agent's requests until the other end of the line is gone.
-    pub(crate) fn open(&self, session: Session) -> (Line, impl Future<Output = ()> + Send + 'static) {
+    /// Takes the agent's requests until the other end of the line is gone. Each is
+    /// carried by one of `carriers` from its dial to its last byte.
+    pub(crate) fn open(
+        &self,
+        session: Session,
+        carriers: Arc<Carriers>,
+    ) -> (Line, impl Future<Output = ()> + Send + 'static) {
         let (dials, mut asked) = mpsc::channel(ON_THE_WAY);
         let (refuse, undialled) = mpsc::channel(ON_THE_WAY);
         let egress = self.clone();
         let serve = async move {
             let stop = egress.abort.clone();
             while let Some(Some(dial)) = stop.run_until_cancelled(asked.recv()).await {
-                egress.take(dial, session.clone(), refuse.clone());
+                egress.take(dial, session.clone(), refuse.clone(), &carriers);
             }
         };
         (Line { dials, undialled }, serve)
@@ -123,45 +141,46 @@ impl Egress {
         self.connections.wait().await;
     }
 
-    fn take(&self, dial: Dial, session: Session, refuse: mpsc::Sender<(u64, Undialled)>) {
+    fn take(
+        &self,
+        dial: Dial,
+        session: Session,
+        refuse: mpsc::Sender<(u64, Undialled)>,
+        carriers: &Carriers,
+    ) {
         let egress = self.clone();
         let stream = dial.stream;
         let span =
             tracing::debug_span!("egress", stream, cid = %session.cid(), host = dial.host, port = dial.port);
-        self.connections.spawn(
-            async move {
-                let abort = egress.abort.clone();
-                let carried = egress.carry(dial, &session);
-                let outcome = abort.run_until_cancelled(carried).await.unwrap_or(Outcome::Aborted);
-                egress.metrics.ended(outcome);
-                if let Outcome::Undialled(reason) = outcome {
-                    // A control connection that has gone takes its requests along.
-                    let _ = timeout(SILENT_AFTER, refuse.send((stream, reason))).await;
-                }
+        let (carrier, seat) = carriers.place();
+        let carry = async move {
+            let abort = egress.abort.clone();
+            let carried = egress.carry(dial, &session);
+            let ended = abort.run_until_cancelled(carried).await.unwrap_or(Ok(Outcome::Aborted));
+            egress.metrics.ended(ended.unwrap_or_else(|not_connected| not_connected.outcome));
+            if let Err(NotConnected { told, .. }) = ended {
+                // A control connection that has gone takes its requests along.
+                let _ = timeout(SILENT_AFTER, refuse.send((stream, told))).await;
             }
-            .instrument(span),
-        );
+            drop(seat);
+        };
+        self.connections.spawn_on(carry.instrument(span), &carrier);
     }
 
     /// The data path.
-    async fn carry(&self, dial: Dial, session: &Session) -> Outcome {
-        let _place = match self.admit(&shown(&dial)) {
-            Ok(place) => place,
-            Err(full) => return Outcome::Undialled(full),
-        };
-        let server = match self.connect(&dial).await {
-            Ok(server) => server,
-            Err(reason) => return Outcome::Undialled(reason),
-        };
-        match session.attach(dial.stream).await {
-            Ok(Attached { stream, first_bytes }) => {
-                self.relay(server, stream, first_bytes, Some(session)).await
-            }
-            Err(error) => {
-                tracing::debug!(reason = chain(&error), "the agent does not take the stream");
-                Outcome::EnclaveFailed
-            }
-        }
+    async fn carry(&self, dial: Dial, session: &Session) -> Result<Outcome, NotConnected> {
+        let _place = self.admit(&shown(&dial))?;
+        let server = self.connect(&dial).await?;
+        let Attached { stream, first_bytes } = self.attach(session, dial.stream).await?;
+        Ok(self.relay(server, stream, first_bytes, Some(session)).await)
+    }
+
+    /// Brings the stream to the agent, which may be busy: its queue is short.
+    async fn attach(&self, session: &Session, stream: u64) -> Result<Attached, NotConnected> {
+        persistently(|| session.attach(stream)).await.map_err(|error| {
+            tracing::debug!(reason = chain(&error), "the agent does not take the stream");
+            NotConnected { outcome: Outcome::EnclaveFailed, told: Undialled::Late }
+        })
     }
 
     /// A place among the open connections, given back when it is dropped.
@@ -245,6 +264,7 @@ impl Egress {
         if !matches!(first, Ok(Ok(()))) {
             return Outcome::ServerFailed;
         }
+        self.metrics.carried.bytes.count_from_vsock(first_bytes.len() as u64);
         let options = relay::Options {
             idle_timeout: self.idle_timeout,
             far_end_relays: session.is_some(),
@@ -252,9 +272,8 @@ impl Egress {
         };
         // As for clients: once the server has ended its own direction, the enclave's
         // end of stream may be its death, and only a greeting tells.
-        let is_alive = session
-            .cloned()
-            .map(|session| move || Box::pin(async move { session.open(port::ATTESTATION).await.is_ok() }));
+        let is_alive =
+            session.cloned().map(|session| move || Box::pin(async move { session.is_alive().await }));
         match relay::relay_witnessed(server, enclave, &self.metrics.carried.bytes, options, is_alive).await {
             Ok(moved) => {
                 tracing::debug!(to_enclave = moved.to_vsock, to_server = moved.from_vsock, "completed");

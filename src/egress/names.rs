@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use egress::Name;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use wire::Undialled;
 
 use super::Metrics;
@@ -27,6 +27,8 @@ const HOSTS: &str = "/etc/hosts";
 const MOST_REMEMBERED: usize = 4096;
 /// However long an answer claims to hold.
 const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// For name servers to answer where a remembered answer may stand in for theirs (RFC 8767, section 5).
+const STALE_AFTER: Duration = Duration::from_millis(1800);
 /// However long a zone denies a name: one that comes to be is wanted soon.
 const LONGEST_DENIAL: Duration = Duration::from_secs(10);
 
@@ -77,7 +79,9 @@ impl Names {
                 false => Ok(known.addresses.clone()),
             };
         }
-        match self.servers.ask(name).await {
+        let usable =
+            remembered.filter(|known| !known.addresses.is_empty() && known.until.elapsed() <= self.stale);
+        match self.ask(name, usable.is_some()).await {
             Answer::Addresses(addresses, ttl) => {
                 self.remember(name, &addresses, ttl.min(LONGEST_TTL));
                 Ok(addresses)
@@ -87,13 +91,20 @@ impl Names {
                 Err(Undialled::NoSuchName)
             }
             Answer::Nobody => {
-                let known = remembered
-                    .filter(|known| !known.addresses.is_empty() && known.at.elapsed() <= self.stale);
-                tracing::debug!(%name, remembered = known.is_some(), "no name server answers");
-                let known = known.ok_or(Undialled::Unresolved)?;
+                tracing::debug!(%name, remembered = usable.is_some(), "no name server answers");
+                let known = usable.ok_or(Undialled::Unresolved)?;
                 metrics.stale.inc();
                 Ok(known.addresses)
             }
+        }
+    }
+
+    /// Where there is a good answer to fall back on, nobody waits for servers that are silent.
+    async fn ask(&self, name: &Name, remembered: bool) -> Answer {
+        let answer = self.servers.ask(name);
+        match remembered {
+            true => timeout(STALE_AFTER, answer).await.unwrap_or(Answer::Nobody),
+            false => answer.await,
         }
     }
 
@@ -200,6 +211,27 @@ mod tests {
             }
         });
         (address, asked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_servers_are_silent_the_last_answer_serves_soon_and_for_as_long_after_its_time_as_told() {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let hour = Duration::from_secs(3600);
+        let resolver = Resolver { servers: vec![silent.local_addr().unwrap(); 3], ..Resolver::default() };
+        assert_eq!(resolver.stale.duration(), hour);
+        let names = Names::new(&resolver).unwrap();
+        let (name, metrics) = ("old.example".parse().unwrap(), Metrics::default());
+        let address = ["192.0.2.1".parse().unwrap()];
+        names.remember(&name, &address, 2 * hour);
+        // Out of its time for half an hour; three silent servers take 12 s to be given up.
+        tokio::time::advance(2 * hour + hour / 2).await;
+        let asked = Instant::now();
+        assert_eq!(names.addresses(&name, &metrics).await.unwrap(), address);
+        assert!(asked.elapsed() <= STALE_AFTER + Duration::from_millis(100), "{:?}", asked.elapsed());
+        assert_eq!(metrics.stale.get(), 1);
+        tokio::time::advance(hour / 2).await;
+        assert_eq!(names.addresses(&name, &metrics).await, Err(Undialled::Unresolved));
+        assert_eq!(metrics.stale.get(), 1);
     }
 
     /// Moves the clock while nothing is under way.

@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use egress::Name;
@@ -20,6 +21,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::rr::RecordType;
 use hickory_resolver::{Resolver, TokioResolver};
+use tokio::time::timeout;
 
 use crate::exit::{Blame, Exit};
 
@@ -30,6 +32,8 @@ const MOST_SERVERS: usize = 3;
 /// For one server to answer once.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 2;
+/// For the second family, when the first has addresses. Source: RFC 8305, section 3.
+const OTHER_FAMILY_WITHIN: Duration = Duration::from_millis(50);
 /// Bytes of an answer over UDP: what fits every path (DNS flag day 2020).
 const LONGEST_DATAGRAM: u16 = 1232;
 
@@ -104,10 +108,14 @@ impl Servers {
     }
 
     pub(super) async fn ask(&self, name: &Name) -> Answer {
-        let (four, six) =
-            tokio::join!(self.ask_for(name, RecordType::A), self.ask_for(name, RecordType::AAAA));
+        let mut four = pin!(self.ask_for(name, RecordType::A));
+        let mut six = pin!(self.ask_for(name, RecordType::AAAA));
+        let (four, six) = tokio::select! {
+            said = &mut four => { let other = after(&said, six).await; (said, other) }
+            said = &mut six => { let other = after(&said, four).await; (other, said) }
+        };
         match (four, six) {
-            // One family's failure takes nothing from the other's answer.
+            // One family's failure or silence takes nothing from the other's answer.
             (Answer::Addresses(mut four, ttl), Answer::Addresses(six, other)) => {
                 four.extend(six);
                 Answer::Addresses(four, ttl.min(other))
@@ -144,6 +152,15 @@ impl Servers {
             tracing::debug!(%server, %name, error = %failed, "a name server cannot answer");
         }
         Answer::Nobody
+    }
+}
+
+/// What the other family is, once one has `said`: of addresses that are there only the
+/// moment of RFC 8305, section 3, is given away.
+async fn after(said: &Answer, other: Pin<&mut impl Future<Output = Answer>>) -> Answer {
+    match said {
+        Answer::Addresses(..) => timeout(OTHER_FAMILY_WITHIN, other).await.unwrap_or(Answer::Nobody),
+        _ => other.await,
     }
 }
 
@@ -322,6 +339,24 @@ mod tests {
             let expected = Answer::NoSuchName(Duration::from_secs(seconds));
             assert_eq!(asked(&[&server], serve).await, expected, "{flags:?} {authority:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_silent_about_one_family_does_not_keep_the_other_waiting() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let serve = async {
+            let mut query = [0; 512];
+            while let Ok((length, client)) = server.recv_from(&mut query).await {
+                let answer = answer(&query[..length], GOOD, Some([192, 0, 2, 1]));
+                // Only the answer about IPv4 has an address in it.
+                if answer[7] == 1 {
+                    server.send_to(&answer, client).await.unwrap();
+                }
+            }
+        };
+        let begun = std::time::Instant::now();
+        assert_eq!(asked(&[&server], serve).await, at([192, 0, 2, 1]));
+        assert!(begun.elapsed() < ANSWERED_WITHIN, "{:?}", begun.elapsed());
     }
 
     #[tokio::test]

@@ -12,13 +12,14 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use egress::{Policy, Target};
 use nitro_device::Cid;
 use nix::errno::Errno;
-use relay::Vsock;
+use relay::{Carriers, Vsock};
 use tokio::time::{Instant, sleep};
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
 use tracing::Instrument;
@@ -93,8 +94,8 @@ pub(crate) fn bind(tunnels: &[Tunnel]) -> Result<Vec<Bound>, UnboundTunnel> {
 }
 
 impl Bound {
-    /// Serves the enclave `cid` for as long as `egress` lasts.
-    pub(crate) async fn serve(self, egress: Egress, cid: Cid) {
+    /// Serves the enclave `cid`, on `carriers`, for as long as `egress` lasts.
+    pub(crate) async fn serve(self, egress: Egress, carriers: Arc<Carriers>, cid: Cid) {
         let Bound { listener, tunnel } = self;
         let policy = tunnel.policy(&egress.policy);
         let stop = egress.abort.clone();
@@ -102,7 +103,7 @@ impl Bound {
         while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((caller, peer)) if peer.cid() == cid.get() => {
-                    egress.take_tunnelled(caller, &tunnel, cid, policy.clone());
+                    egress.take_tunnelled(caller, &tunnel, cid, (policy.clone(), &carriers));
                 }
                 Ok((_, peer)) => {
                     egress.metrics.ended(Outcome::Stranger);
@@ -138,27 +139,35 @@ impl Strangers {
 }
 
 impl Egress {
-    fn take_tunnelled(&self, caller: VsockStream, tunnel: &Tunnel, cid: Cid, policy: Policy) {
+    fn take_tunnelled(
+        &self,
+        caller: VsockStream,
+        tunnel: &Tunnel,
+        cid: Cid,
+        (policy, carriers): (Policy, &Carriers),
+    ) {
         let conn = NEXT.fetch_add(1, Ordering::Relaxed);
         let span = tracing::debug_span!("tunnel", conn, %cid, port = tunnel.port, to = %tunnel.to);
         let (egress, to) = (self.clone(), tunnel.to.clone());
-        self.connections.spawn(
-            async move {
-                let carried = egress.carry_tunnelled(caller, &to, &policy);
-                let outcome = egress.abort.run_until_cancelled(carried).await.unwrap_or(Outcome::Aborted);
-                egress.metrics.ended(outcome);
-            }
-            .instrument(span),
-        );
+        // From here on only its carrier watches it.
+        let caller = OwnedFd::from(caller);
+        let (carrier, seat) = carriers.place();
+        let carry = async move {
+            let carried = egress.carry_tunnelled(caller, &to, &policy);
+            let outcome = egress.abort.run_until_cancelled(carried).await.unwrap_or(Outcome::Aborted);
+            egress.metrics.ended(outcome);
+            drop(seat);
+        };
+        self.connections.spawn_on(carry.instrument(span), &carrier);
     }
 
-    async fn carry_tunnelled(&self, caller: VsockStream, to: &Target, policy: &Policy) -> Outcome {
+    async fn carry_tunnelled(&self, caller: OwnedFd, to: &Target, policy: &Policy) -> Outcome {
         let _place = match self.admit(to) {
             Ok(place) => place,
             Err(full) => return Outcome::Undialled(full),
         };
         match self.reach(to, policy).await {
-            Ok(server) => match Vsock::new(OwnedFd::from(caller)) {
+            Ok(server) => match Vsock::new(caller) {
                 Ok(caller) => self.relay(server, caller, Vec::new(), None).await,
                 Err(error) => {
                     tracing::warn!(%error, "a tunnel's connection cannot be watched");

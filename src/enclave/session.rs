@@ -1,13 +1,15 @@
 //! Talking to the agent: dial a vsock port, say hello, then exchange frames.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use minicbor::{Decode, Encode};
 use nitro_device::Cid;
 use relay::Vsock;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
 use wire::{
     AnnouncedRequest, Attach, FrameError, FrameReader, Greeting, Hello, PROTOCOL, ProxyHeader, Refusal,
     SessionToken, port,
@@ -15,6 +17,9 @@ use wire::{
 
 /// How long a hello may take, and one frame to be taken by the agent.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Before something that the agent did not take is tried again.
+const PAUSES: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(500)];
 /// Most bytes that one read takes from a conversation.
 const READ_SIZE: usize = 8 * 1024;
 
@@ -26,11 +31,28 @@ pub(crate) async fn dial(cid: u32, port: u32, within: Duration) -> io::Result<Vs
     }
 }
 
+/// Tries again for less than a second: an agent whose queue is full is alive, and has
+/// room soon. The last attempt's error.
+pub(crate) async fn persistently<T, F>(attempt: impl Fn() -> F) -> Result<T, SessionError>
+where
+    F: Future<Output = Result<T, SessionError>>,
+{
+    for pause in PAUSES {
+        if let Ok(done) = attempt().await {
+            return Ok(done);
+        }
+        sleep(pause).await;
+    }
+    attempt().await
+}
+
 /// The enclave and the secret that makes it ours.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     cid: Cid,
     token: SessionToken,
+    /// When the agent was last asked for a sign of life, and whether it gave one.
+    witnessed: Arc<Mutex<Option<(Instant, bool)>>>,
 }
 
 /// Why the agent cannot be talked to.
@@ -58,7 +80,7 @@ impl Session {
     pub(crate) fn new(cid: Cid) -> Result<Session, getrandom::Error> {
         let mut token = [0; 16];
         getrandom::fill(&mut token)?;
-        Ok(Session { cid, token: SessionToken::from_random(token) })
+        Ok(Session { cid, token: SessionToken::from_random(token), witnessed: Arc::default() })
     }
 
     /// The enclave's.
@@ -69,6 +91,22 @@ impl Session {
     /// A conversation on one of the agent's own ports, past its greeting.
     pub(crate) async fn open(&self, port: u32) -> Result<Conversation, SessionError> {
         self.greet(self.reach(port).await?, port).await
+    }
+
+    /// Whether the agent lives now. One greeting answers everybody who asked before it
+    /// began: a thousand streams that end together are no flood.
+    pub(crate) async fn is_alive(&self) -> bool {
+        let asked = Instant::now();
+        let mut witnessed = self.witnessed.lock().await;
+        if let Some((_, alive)) = witnessed.filter(|(begun, _)| *begun >= asked) {
+            return alive;
+        }
+        let begun = Instant::now();
+        // Only our agent has a port where an answer means nothing but that it lives. A dial
+        // alone is no sign of life: the queue of a listener outlives its owner for a moment.
+        let alive = persistently(|| self.open(port::ATTESTATION)).await.is_ok();
+        *witnessed = Some((begun, alive));
+        alive
     }
 
     /// A connection to one of the agent's own ports; nothing is said yet.
@@ -198,5 +236,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                 count => self.reader.push(&bytes[..count]),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_agent_is_asked_again_and_a_dead_one_for_less_than_a_second() {
+        let attempts = Cell::new(0);
+        let busy = |until: u32| {
+            let attempts = &attempts;
+            move || {
+                attempts.set(attempts.get() + 1);
+                std::future::ready(if attempts.get() < until { Err(SessionError::Closed) } else { Ok(()) })
+            }
+        };
+        assert!(persistently(busy(4)).await.is_ok());
+        assert_eq!(attempts.take(), 4);
+        let begun = Instant::now();
+        assert!(matches!(persistently(busy(5)).await, Err(SessionError::Closed)));
+        assert_eq!(attempts.take(), 4);
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        assert!(persistently(busy(1)).await.is_ok());
+        assert_eq!(attempts.take(), 1);
     }
 }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::{Instrument, Span, field};
-use wire::{ProxyHeader, port};
+use wire::ProxyHeader;
 
 use super::metrics::Outcome;
 use super::opening::{self, Opening, OpeningError};
@@ -42,15 +42,7 @@ pub(super) async fn carry(
         client = field::Empty
     );
     let open = terms.metrics.carried.opened();
-    let abort = terms.abort.clone();
-    let (outcome, refused) = async {
-        tokio::select! {
-            () = abort.cancelled() => (Outcome::Aborted, None),
-            ended = through(client, peer, &door, &terms) => ended,
-        }
-    }
-    .instrument(span)
-    .await;
+    let (outcome, refused) = through(client, peer, &door, &terms).instrument(span).await;
     drop(open);
     terms.metrics.ended(outcome);
     // Whoever sees its reset has been counted.
@@ -73,7 +65,8 @@ async fn through(
         }
     };
     // Boxed: what is needed for a moment must not stay with the connection for life.
-    let (enclave, already_read) = match Box::pin(open(&mut client, peer, door, terms)).await {
+    let opened = Box::pin(terms.abort.run_until_cancelled(open(&mut client, peer, door, terms))).await;
+    let (enclave, already_read) = match opened.unwrap_or(Err(Outcome::Aborted)) {
         Ok(opened) => opened,
         Err(outcome) => {
             reset(&client);
@@ -82,22 +75,13 @@ async fn through(
     };
     let options =
         Options { idle_timeout: terms.idle_timeout, far_end_relays: door.session.is_some(), already_read };
-    // Only our agent has a port where an answer means nothing but that it lives. A dial
-    // alone is no sign of life: the queue of a listener outlives its owner for a moment.
     // Boxed, for the same reason as above.
-    let is_alive = door
-        .session
-        .clone()
-        .map(|session| move || Box::pin(async move { session.open(port::ATTESTATION).await.is_ok() }));
-    let outcome = match relay::relay_witnessed(
-        client,
-        enclave,
-        &terms.metrics.carried.bytes,
-        options,
-        is_alive,
-    )
-    .await
-    {
+    let is_alive =
+        door.session.clone().map(|session| move || Box::pin(async move { session.is_alive().await }));
+    let bytes = &terms.metrics.carried.bytes;
+    let relay = relay::relay_witnessed(client, enclave, bytes, options, is_alive);
+    let Some(ended) = terms.abort.run_until_cancelled(relay).await else { return (Outcome::Aborted, None) };
+    let outcome = match ended {
         Ok(Moved { to_vsock, from_vsock }) => {
             tracing::debug!(to_vsock, from_vsock, "completed");
             Outcome::Completed

@@ -108,7 +108,7 @@ impl Bound {
 }
 
 /// Accepts until `closing`. No error ends the loop: a listener that is out of
-/// descriptors waits and tries again.
+/// descriptors, or may not accept, waits and tries again.
 pub(super) async fn accept(listener: Listener, door: Door, traffic: Traffic, closing: CancellationToken) {
     let mut back_off = FIRST_BACK_OFF;
     loop {
@@ -127,7 +127,7 @@ pub(super) async fn accept(listener: Listener, door: Door, traffic: Traffic, clo
             }
             Err(error) => {
                 traffic.terms.metrics.accept_errors.inc();
-                if !out_of_resources(&error) {
+                if is_the_connections(&error) {
                     // The client went away between SYN and accept.
                     tracing::debug!(%error, "a connection was lost before it was accepted");
                     continue;
@@ -156,14 +156,30 @@ fn admit(client: TcpStream, peer: SocketAddr, door: &Door, traffic: &Traffic) {
     traffic.connections.spawn_on(connection, &carrier);
 }
 
-fn out_of_resources(error: &io::Error) -> bool {
+/// An error of the connection that would have been accepted, gone with it (accept(2)). Any
+/// other may come again at once, and for ever.
+fn is_the_connections(error: &io::Error) -> bool {
+    use Errno::{
+        ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EPROTO,
+    };
     let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS))
+    let lost =
+        [ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EPROTO];
+    errno.is_some_and(|errno| lost.contains(&errno))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_went_with_a_connection_is_followed_by_the_next_accept_at_once() {
+        let of = |errno: Errno| is_the_connections(&errno.into());
+        assert!(of(Errno::ECONNABORTED) && of(Errno::EPROTO));
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EPERM] {
+            assert!(!of(errno), "{errno}");
+        }
+    }
 
     #[tokio::test]
     async fn accepted_connections_have_the_listeners_options_in_either_family() {

@@ -31,12 +31,12 @@ use tokio_util::task::TaskTracker;
 pub(crate) use listener::{BindError, Bound, bind};
 use metrics::{Metrics, Tasks};
 
-use crate::config::{Ingress, Limits};
+use crate::config::{Config, Ingress};
 use crate::enclave::session::Session;
 
 /// A client's socket and a vsock.
 const DESCRIPTORS_EACH: u64 = 2;
-/// HTTP clients, and what the shim itself has open.
+/// HTTP clients, name servers, and what the shim itself has open.
 const DESCRIPTORS_ELSE: u64 = 320;
 
 /// What accepting needs. Never held by a connection: it owns their threads.
@@ -72,10 +72,11 @@ struct Door {
 impl Traffic {
     /// Starts the threads that will carry.
     pub(crate) fn start(
-        limits: &Limits,
+        config: &Config,
         registry: &mut Registry,
         abort: CancellationToken,
     ) -> io::Result<Traffic> {
+        let limits = &config.limits;
         let carriers = Arc::new(Carriers::start(usize::MAX)?);
         registry.register_collector(Box::new(Tasks(Arc::downgrade(&carriers))));
         let terms = Terms {
@@ -86,7 +87,7 @@ impl Traffic {
             abort,
         };
         Ok(Traffic {
-            admission: Arc::new(Semaphore::new(affordable(limits.connections))),
+            admission: Arc::new(Semaphore::new(affordable(limits.connections, kept(config)))),
             connections: TaskTracker::new(),
             carriers,
             terms: Arc::new(terms),
@@ -108,6 +109,11 @@ impl Traffic {
         Ok(())
     }
 
+    /// The threads, which outgoing connections share.
+    pub(crate) fn carriers(&self) -> Arc<Carriers> {
+        Arc::clone(&self.carriers)
+    }
+
     /// Returns once no connection is open. Call only when none is accepted any more.
     pub(crate) async fn idle(&self) {
         self.connections.close();
@@ -115,17 +121,23 @@ impl Traffic {
     }
 }
 
-/// How many connections the limit on open files leaves room for, at most
-/// `wanted`; raises the limit as far as it goes. A connection that is accepted
+/// Descriptors that clients do not get: the workload's outgoing connections have theirs.
+fn kept(config: &Config) -> u64 {
+    let outgoing = if config.goes_out() { config.limits.egress_connections } else { 0 };
+    DESCRIPTORS_ELSE + outgoing as u64 * DESCRIPTORS_EACH
+}
+
+/// How many connections the limit on open files leaves room for beside what is `kept`, at
+/// most `wanted`; raises the limit as far as it goes. A connection that is accepted
 /// and then cannot dial for want of a descriptor would be worse than one refused.
-fn affordable(wanted: usize) -> usize {
-    let needed = wanted as u64 * DESCRIPTORS_EACH + DESCRIPTORS_ELSE;
+fn affordable(wanted: usize, kept: u64) -> usize {
+    let needed = wanted as u64 * DESCRIPTORS_EACH + kept;
     let limit = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         let raised = soft.max(needed.min(hard));
         setrlimit(Resource::RLIMIT_NOFILE, raised, hard).map(|()| raised)
     });
     let fitting = match limit {
-        Ok(limit) => fitting(wanted, limit),
+        Ok(limit) => fitting(wanted, limit, kept),
         Err(error) => {
             tracing::warn!(%error, "the limit on open files cannot be raised");
             return wanted;
@@ -137,8 +149,8 @@ fn affordable(wanted: usize) -> usize {
     fitting
 }
 
-fn fitting(wanted: usize, limit: u64) -> usize {
-    let rest = limit - DESCRIPTORS_ELSE.min(limit / 2);
+fn fitting(wanted: usize, limit: u64, kept: u64) -> usize {
+    let rest = limit - kept.min(limit / 2);
     wanted.min(usize::try_from(rest / DESCRIPTORS_EACH).unwrap_or(usize::MAX)).max(1)
 }
 
@@ -151,7 +163,19 @@ mod tests {
         for (wanted, limit, expected) in
             [(4096, 1 << 20, 4096), (4096, 1024, 352), (4096, 60, 15), (10, 1024, 10), (4096, 1, 1)]
         {
-            assert_eq!(fitting(wanted, limit), expected, "{wanted} of {limit}");
+            assert_eq!(fitting(wanted, limit, DESCRIPTORS_ELSE), expected, "{wanted} of {limit}");
+        }
+    }
+
+    #[test]
+    fn outgoing_connections_have_their_own_descriptors() {
+        let config = |text: &str| -> Config { serde_saphyr::from_str(text).unwrap() };
+        let limits = "limits: {egress_connections: 100}";
+        assert_eq!(kept(&config(limits)), DESCRIPTORS_ELSE);
+        for ways in ["egress: ['a.com:443']", "tunnels: [{port: 8000, to: 'a.com:443'}]"] {
+            let kept = kept(&config(&format!("{ways}\n{limits}")));
+            assert_eq!(kept, DESCRIPTORS_ELSE + 200, "{ways}");
+            assert_eq!(fitting(4096, 1024, kept), (1024 - 512) / 2);
         }
     }
 }

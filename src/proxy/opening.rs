@@ -137,7 +137,7 @@ fn host(bytes: &[u8]) -> Seen {
         Ok(httparse::Status::Partial) => return Seen::TooLittle,
         Err(_) => return Seen::Nothing,
     }
-    let target = request.path.and_then(|path| path.split_once("://"));
+    let target = request.path.and_then(|path| path.split_once("://")).filter(|(scheme, _)| is_scheme(scheme));
     let authority = target.map(|(_, rest)| rest.split(['/', '?']).next().unwrap_or_default());
     let mut lines = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("host"));
     let line = lines.next().and_then(|header| std::str::from_utf8(header.value).ok());
@@ -145,6 +145,12 @@ fn host(bytes: &[u8]) -> Seen {
         return Seen::Nothing;
     }
     authority.or(line).map(|host| without_port(host).to_owned()).into()
+}
+
+/// RFC 3986, section 3.1. A path that only holds an address somewhere has a slash before it.
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 fn without_port(host: &str) -> &str {
@@ -208,6 +214,7 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a.example.com\r\n\r\nrest", Some(1)),
             ("GET / HTTP/1.1\r\nhost:  A.EXAMPLE.COM:8080 \r\n\r\n", Some(1)),
             ("GET http://a.example.com/x HTTP/1.1\r\nHost: b.example.com\r\n\r\n", Some(1)),
+            ("GET /login?next=https://b.example.com/ HTTP/1.1\r\nHost: a.example.com\r\n\r\n", Some(1)),
             ("GET / HTTP/1.1\r\nHost: b.example.com\r\n\r\n", None),
             ("GET / HTTP/1.1\r\nHost: a.example.com\r\nHost: b.example.com\r\n\r\n", None),
             ("GET / HTTP/1.0\r\n\r\n", None),

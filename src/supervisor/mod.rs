@@ -166,7 +166,7 @@ impl Supervisor {
         let tasks = TaskTracker::new();
         let mut registry = prometheus_client::registry::Registry::with_prefix("enclave_shim");
         let board = StatusBoard::register(&mut registry, Arc::clone(&timeline), &config);
-        let traffic = Traffic::start(&config.limits, &mut registry, stop.child_token())
+        let traffic = Traffic::start(&config, &mut registry, stop.child_token())
             .map_err(|error| crate::no_threads(&error))?;
         let egress = Egress::new(&config, egress::Metrics::register(&mut registry), stop.child_token())?;
         let (attestation, requests) = attestation::queue(attestation::Metrics::register(&mut registry));
@@ -372,7 +372,7 @@ impl Supervisor {
             self.tasks.spawn(self.console.clone().follow(cid, events, stop));
         }
         for tunnel in self.waiting.tunnels.drain(..) {
-            self.tasks.spawn(tunnel.serve(self.egress.clone(), cid));
+            self.tasks.spawn(tunnel.serve(self.egress.clone(), self.traffic.carriers(), cid));
         }
         if let Some(heartbeat) = self.waiting.heartbeat.take() {
             let (events, stop) = (self.waiting.events.clone(), self.stop.clone());
@@ -386,7 +386,7 @@ impl Supervisor {
         }
         let session = Session::new(cid).map_err(|error| Failure::bug(format!("no random token: {error}")))?;
         if let Some(signals) = self.waiting.signals.take() {
-            let (line, carrying) = self.egress.open(session.clone());
+            let (line, carrying) = self.egress.open(session.clone(), self.traffic.carriers());
             self.tasks.spawn(carrying);
             let control = Control {
                 session: session.clone(),
