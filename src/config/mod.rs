@@ -115,7 +115,7 @@ impl Config {
 pub(crate) struct Resolver {
     /// Name servers as address:port. Default: those of /etc/resolv.conf.
     pub(crate) servers: Vec<SocketAddr>,
-    /// How long a name's last addresses are used on while no server answers.
+    /// How long after their time a name's last addresses are used on while no server answers.
     /// Default: 1h; 0s: not at all.
     pub(crate) stale: Timespan,
 }

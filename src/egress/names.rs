@@ -80,7 +80,7 @@ impl Names {
             };
         }
         let usable =
-            remembered.filter(|known| !known.addresses.is_empty() && known.until.elapsed() <= self.stale);
+            remembered.filter(|known| !known.addresses.is_empty() && known.until.elapsed() < self.stale);
         match self.ask(name, usable.is_some()).await {
             Answer::Addresses(addresses, ttl) => {
                 self.remember(name, &addresses, ttl.min(LONGEST_TTL));

@@ -1,13 +1,14 @@
-//! What is kept of each connection while it is open, and how long a silent one may be.
+//! What is kept and counted of each connection, how long a silent one may be, and what the
+//! workload is told of one that is not made.
 
-use std::io::{ErrorKind, Read};
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::enclave::{Enclave, rootfs};
+use crate::enclave::{Enclave, GATEWAY, rootfs};
 use crate::machine::{self, Node};
 use crate::outside::{NameServer, address};
 
@@ -76,4 +77,73 @@ fn a_server_that_has_ended_its_direction_sees_the_enclaves_death_as_a_reset() {
     node.kill_enclave(node.running()[0]);
     let end = server.read(&mut [0]).unwrap_err();
     assert_eq!(end.kind(), ErrorKind::ConnectionReset, "a death is no end of stream");
+}
+
+#[test]
+fn bytes_are_counted_by_direction_from_the_first_to_the_last() {
+    let node = Node::new();
+    let (names, listener, rules) = api();
+    let root = rootfs(&node, &[] as &[&Path]);
+    let mut enclave = Enclave::start(&node, &root, &rules, &rules, names.address);
+    let server = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        client.read_exact(&mut [0; 5]).unwrap();
+        client.write_all(b"abc").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        client.read_to_end(&mut Vec::new()).unwrap();
+    });
+    assert_eq!(enclave.run("printf 12345 | timeout 15 nc api.example.com 80"), "abc");
+    server.join().unwrap();
+    machine::within(Duration::from_secs(10), "it is counted", || enclave.ended("completed") == 1);
+    let mut counted = |direction: &str| {
+        enclave.shim.metric(&format!("enclave_shim_egress_bytes_total{{direction=\"{direction}\"}}"))
+    };
+    assert_eq!((counted("to_server"), counted("to_enclave")), (Some(5.0), Some(3.0)));
+}
+
+/// A port of `address` that answers no dial: the queue of its listener is full.
+fn silent(address: SocketAddr) -> (socket2::Socket, Vec<TcpStream>) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(dialled) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        waiting.push(dialled);
+    }
+    (socket, waiting)
+}
+
+#[test]
+fn the_proxy_tells_why_the_shim_has_not_connected_in_both_of_its_languages() {
+    let node = Node::new();
+    let (names, here) = (NameServer::start(), address());
+    names.says("inside.example.com", &[&["127.0.0.1"]]);
+    names.says("other.example.com", &[&[&here.to_string()]]);
+    let _silent = silent((here, 82).into());
+    let both =
+        ["inside.example.com:80", "nowhere.example.com:80", "other.example.com:81-82"].map(str::to_owned);
+    let image = [&["denied.example.com:80".to_owned()], &both[..]].concat();
+    let shim = [&[format!("{here}:81-82")], &both[..]].concat();
+    let root = rootfs(&node, &[] as &[&Path]);
+    let mut enclave =
+        Enclave::with(&node, &root, &image, &shim, names.address, "limits: {egress_timeout: 1s}\n");
+    for (name, port, status, code, outcome) in [
+        ("denied.example.com", 80, "403", "02", "denied"),
+        ("inside.example.com", 80, "403", "02", "address_denied"),
+        ("nowhere.example.com", 80, "502", "04", "no_such_name"),
+        ("other.example.com", 81, "502", "05", "refused"),
+        ("other.example.com", 82, "504", "04", "late"),
+    ] {
+        let request = format!("CONNECT {name}:{port} HTTP/1.1\\r\\n\\r\\n");
+        let told = enclave.run(&format!("printf '{request}' | timeout 15 nc {GATEWAY} 3128 | head -c 12"));
+        assert_eq!(told, format!("HTTP/1.1 {status}"), "{name}:{port}");
+        // Methods, then the request; the last of the reply's first two numbers tells.
+        let request =
+            format!("\\005\\001\\000\\005\\001\\000\\003\\{:03o}{name}\\000\\{port:03o}", name.len());
+        let told = enclave.run(&format!(
+            "printf '{request}' | timeout 15 nc {GATEWAY} 3128 | /bin/busybox xxd -p | head -c 8"
+        ));
+        assert_eq!(told.trim(), format!("050005{code}"), "{name}:{port}");
+        machine::within(Duration::from_secs(10), outcome, || enclave.ended(outcome) == 2);
+    }
 }
