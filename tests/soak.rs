@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use machine::{Image, Node, Shim, descriptors, program_path, within};
+use machine::{Image, Node, Shim, descriptors, program_path, streams_of, within};
 
 const PORT: u16 = 7000;
 const LISTEN: &str = "\n  - {listen: 127.0.0.1:0, port: 7000}";
@@ -29,15 +29,17 @@ fn streams_keep_every_byte_and_leave_nothing_while_their_ends_misbehave_and_encl
     let node = Node::new();
     let image = Image::of_bench(&node, "soak-server", PORT, "");
     let each = (seconds() / (KILLS + 2)).max(2);
-    whole_life(&node, &image, 2 * each);
+    let mut streams = whole_life(&node, &image, 2 * each);
     for round in 0..KILLS {
-        killed(&node, &image, each, round);
+        streams += killed(&node, &image, each, round);
     }
+    // Tens of thousands in five minutes.
+    assert!(streams >= 70 * seconds(), "{streams} streams");
     assert_eq!(node.stats()["vsock_writes_over_32k"], 0, "the write cap");
 }
 
 /// The enclave lives to the end of the soak: what is left open is a leak.
-fn whole_life(node: &Node, image: &Image, seconds: u64) {
+fn whole_life(node: &Node, image: &Image, seconds: u64) -> u64 {
     let mut shim = Shim::with_ingress(node, image, LISTEN, CONFIG);
     shim.ready();
     let (address, process) = (shim.ingress(PORT), shim.process());
@@ -47,7 +49,7 @@ fn whole_life(node: &Node, image: &Image, seconds: u64) {
     idle(&mut shim);
     let before = (descriptors(process), descriptors(agent));
     assert!(before.0 > 5 && before.1 > 5, "{before:?}");
-    finish(soak(address, &["--seconds", &seconds.to_string()]));
+    let streams = finish(soak(address, &["--seconds", &seconds.to_string()]));
     idle(&mut shim);
     within(Duration::from_secs(10), "the descriptors of shim and agent are those from before", || {
         let now = (descriptors(process), descriptors(agent));
@@ -56,10 +58,11 @@ fn whole_life(node: &Node, image: &Image, seconds: u64) {
     shim.signal(nix::sys::signal::Signal::SIGTERM);
     shim.exit_code(Duration::from_secs(40));
     assert!(!shim.log().contains("did not end in time"), "{}", shim.log());
+    streams
 }
 
 /// The enclave dies under open streams: they are cut, and look cut.
-fn killed(node: &Node, image: &Image, seconds: u64, round: u64) {
+fn killed(node: &Node, image: &Image, seconds: u64, round: u64) -> u64 {
     let mut shim = Shim::with_ingress(node, image, LISTEN, CONFIG);
     shim.ready();
     let seed = (100 + round).to_string();
@@ -71,8 +74,9 @@ fn killed(node: &Node, image: &Image, seconds: u64, round: u64) {
     node.kill_enclave(node.running()[0]);
     assert_eq!(shim.exit_code(Duration::from_secs(10)), 76, "{}", shim.log());
     assert!(!shim.log().contains("did not end in time"), "{}", shim.log());
-    finish(soak);
+    let streams = finish(soak);
     assert!(node.running().is_empty());
+    streams
 }
 
 fn soak(address: SocketAddr, arguments: &[&str]) -> Child {
@@ -81,11 +85,13 @@ fn soak(address: SocketAddr, arguments: &[&str]) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn finish(soak: Child) {
+/// How many streams there were.
+fn finish(soak: Child) -> u64 {
     let output = soak.wait_with_output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     println!("{}", text(&output.stdout).trim());
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    streams_of(&text(&output.stdout))
 }
 
 fn idle(shim: &mut Shim) {

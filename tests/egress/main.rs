@@ -10,4 +10,5 @@ mod adversarial;
 mod connections;
 mod enclave;
 mod outside;
+mod soak;
 mod unmodified;

@@ -204,6 +204,12 @@ pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) 
     started.elapsed()
 }
 
+/// How many streams a soak says that it had.
+pub fn streams_of(verdict: &str) -> u64 {
+    let (count, _) = verdict.split_once(" streams").expect("a soak's last line");
+    count.rsplit(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
 /// Descriptors that a process has open.
 pub fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
