@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use relay::Carriers;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -48,7 +49,8 @@ use crate::readiness::Rule;
 const OWN_GRACE: Duration = Duration::from_secs(10);
 /// Control, attestation and log connections at once, each; strangers among them are gone after 2 s.
 const MAX_CONNECTIONS: usize = 256;
-/// More threads than this do not make a relay faster, and the CPUs are the workload's.
+/// Of the runtime, and of the carriers beside it. More threads than this do not make a
+/// relay faster, and the CPUs are the workload's.
 const MAX_THREADS: usize = 4;
 
 /// The runtime of the agent.
@@ -267,7 +269,12 @@ impl Agent {
         let rule = Rule::new(settings, Path::new(launch::NOTIFY_PATH))
             .map_err(|error| format!("cannot open {}: {error}", launch::NOTIFY_PATH))?;
         let tls = self.serve_tls(settings, notary)?;
-        let ingress = Ingress::open(settings, &self.claim, tls.as_ref()).map_err(|error| chain(&error))?;
+        let carriers = Arc::new(
+            Carriers::start(MAX_THREADS)
+                .map_err(|error| format!("cannot start threads for connections: {error}"))?,
+        );
+        let ingress = Ingress::open(settings, &self.claim, tls.as_ref(), Arc::clone(&carriers))
+            .map_err(|error| chain(&error))?;
         self.ingress = Some(Arc::new(ingress));
         if settings.nsm == NsmAccess::Socket {
             let local = Local::bind(Path::new(launch::LOCAL_PATH))
@@ -275,7 +282,7 @@ impl Agent {
             self.tasks.spawn(local.serve(notary.clone(), self.stop.clone()));
         }
         if !settings.egress.is_empty() {
-            self.open_egress(&settings.egress)?;
+            self.open_egress(&settings.egress, carriers)?;
         }
         let outputs = match settings.logs {
             LogAccess::Deny => None,
@@ -309,9 +316,9 @@ impl Agent {
     }
 
     /// Before the workload runs: its first connection finds everything open.
-    fn open_egress(&mut self, rules: &[String]) -> Result<(), String> {
-        self.egress =
-            Some(Arc::new(Egress::open(rules, Arc::clone(&self.dials)).map_err(|error| chain(&error))?));
+    fn open_egress(&mut self, rules: &[String], carriers: Arc<Carriers>) -> Result<(), String> {
+        let egress = Egress::open(rules, Arc::clone(&self.dials), carriers);
+        self.egress = Some(Arc::new(egress.map_err(|error| chain(&error))?));
         let (claim, dials) = (Arc::clone(&self.claim), Arc::clone(&self.dials));
         let opened = self.open_port(port::STREAM, "stream", move |stream| {
             let (claim, dials) = (Arc::clone(&claim), Arc::clone(&dials));

@@ -31,8 +31,6 @@ use crate::listener;
 
 /// Connections at once over all ports: two descriptors each, of 65,536.
 const MAX_CONNECTIONS: usize = 16_384;
-/// More threads than this do not make a relay faster, and the CPUs are the workload's.
-const MAX_CARRIERS: usize = 4;
 /// For a request to follow its hello; both come at once.
 const REQUEST_WITHIN: Duration = Duration::from_secs(2);
 
@@ -52,23 +50,23 @@ pub(crate) struct Ingress {
 pub(crate) enum IngressError {
     #[error("cannot listen on vsock port {port}")]
     Taken { port: u32, source: io::Error },
-    #[error("cannot start threads for connections")]
-    Threads(#[source] io::Error),
 }
 
 impl Ingress {
-    /// Listens for every ingress port of the settings; TLS ends here where `tls` says so.
+    /// Listens for every ingress port of the settings, connections on `carriers`; TLS
+    /// ends here where `tls` says so.
     pub(crate) fn open(
         settings: &Settings,
         claim: &Arc<Claim>,
         tls: Option<&Arc<AttestedTls>>,
+        carriers: Arc<Carriers>,
     ) -> Result<Ingress, IngressError> {
         let ingress = Ingress {
             listeners: TaskTracker::new(),
             connections: TaskTracker::new(),
             stop: CancellationToken::new(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            carriers: Arc::new(Carriers::start(MAX_CARRIERS).map_err(IngressError::Threads)?),
+            carriers,
             counters: Arc::default(),
         };
         let plain = settings.ingress.iter().filter(|port| !settings.proxy_protocol.contains(port));

@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,13 +31,14 @@ const ATTACHED_WITHIN: Duration = Duration::from_secs(2);
 /// A connection that the shim has brought.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    /// To the shim, and behind it to where the workload wanted.
-    pub(crate) stream: VsockStream,
+    /// To the shim, and behind it to where the workload wanted. No runtime watches it any
+    /// more: its client's carrier will.
+    pub(crate) stream: OwnedFd,
     /// What came with the last frame.
     pub(crate) first_bytes: Vec<u8>,
 }
 
-type Answer = Result<Attached, Undialled>;
+pub(super) type Answer = Result<Attached, Undialled>;
 
 /// Every request that has no answer yet.
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl Dials {
         self.settle(stream, Err(reason));
     }
 
-    fn settle(&self, stream: u64, answer: Answer) {
+    pub(super) fn settle(&self, stream: u64, answer: Answer) {
         let waiting = self.waiting().remove(&stream);
         if let Some(waiting) = waiting {
             // Whoever asked may have gone in this very moment.
@@ -119,7 +121,7 @@ pub(crate) async fn serve(claim: &Claim, dials: &Dials, stream: VsockStream) -> 
     let attach = timeout(ATTACHED_WITHIN, frames.receive::<Attach>()).await;
     let Some(Attach { stream: number }) = attach.unwrap_or(Err(FramesError::Closed))? else { return Ok(()) };
     let (stream, first_bytes) = frames.into_parts();
-    dials.settle(number, Ok(Attached { stream, first_bytes }));
+    dials.settle(number, Ok(Attached { stream: stream.into(), first_bytes }));
     Ok(())
 }
 

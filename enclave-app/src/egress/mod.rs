@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use egress::names::Names;
 use egress::{Policy, PolicyError, Target};
-use relay::Counters;
+use relay::{Carriers, Counters, Listener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -50,6 +50,8 @@ pub(crate) struct Egress {
     connections: TaskTracker,
     closing: CancellationToken,
     stop: CancellationToken,
+    permits: Arc<Semaphore>,
+    carriers: Arc<Carriers>,
 }
 
 /// Why there is no way out.
@@ -78,47 +80,55 @@ struct Shared {
 }
 
 impl Egress {
-    /// Makes the network and serves what `rules` allow.
-    pub(crate) fn open(rules: &[String], dials: Arc<Dials>) -> Result<Egress, EgressError> {
+    /// Makes the network and serves what `rules` allow, connections on `carriers`.
+    pub(crate) fn open(
+        rules: &[String],
+        dials: Arc<Dials>,
+        carriers: Arc<Carriers>,
+    ) -> Result<Egress, EgressError> {
         let policy = Policy::try_from(rules.to_vec())?;
         write_resolv_conf(Path::new(crate::launch::RESOLV_CONF))?;
         let ports = policy.listened_ports().into_iter().chain([network::DNS_PORT, network::PROXY_PORT]);
-        let Network { listeners, dns } = Network::make(ports.collect())?;
+        let Network { listeners, dns } = Network::make(ports.collect(), &carriers)?;
         let mut names = Names::new(network::FIRST_NAME, network::NAMES);
         // In the order of the rules: the same image, the same addresses.
         let full = policy.names().try_for_each(|name| names.address(name).map(drop));
         if let Err(full) = full {
             log(&format!("egress: {full}"));
         }
-        let shared = Arc::new(Shared {
-            policy,
-            dials,
-            names: Mutex::new(names),
-            counters: Counters::default(),
-            undecided: Arc::new(Semaphore::new(MAX_UNDECIDED)),
-            told: Mutex::new(Told::default()),
-        });
-        let egress = Egress {
-            listeners: TaskTracker::new(),
-            connections: TaskTracker::new(),
-            closing: CancellationToken::new(),
-            stop: CancellationToken::new(),
-        };
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let shared = Arc::new(Shared::new(policy, dials, names));
+        let egress = Egress::with(carriers);
         for listener in listeners {
-            egress.listeners.spawn(gateway::accept(
-                listener,
-                Arc::clone(&shared),
-                Arc::clone(&permits),
-                egress.connections.clone(),
-                (egress.closing.clone(), egress.stop.clone()),
-            ));
+            egress.accept(listener, &shared);
         }
         let closing = egress.closing.clone();
         egress.listeners.spawn(async move {
             closing.run_until_cancelled(resolver::serve_udp(&dns, &shared)).await;
         });
         Ok(egress)
+    }
+
+    fn with(carriers: Arc<Carriers>) -> Egress {
+        Egress {
+            listeners: TaskTracker::new(),
+            connections: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            carriers,
+        }
+    }
+
+    fn accept(&self, listener: Listener, shared: &Arc<Shared>) {
+        let accepting = gateway::accept(
+            listener,
+            Arc::clone(shared),
+            Arc::clone(&self.carriers),
+            Arc::clone(&self.permits),
+            self.connections.clone(),
+            (self.closing.clone(), self.stop.clone()),
+        );
+        self.carriers.accept(self.listeners.track_future(accepting));
     }
 
     /// Takes nothing new and waits until every connection has ended.
@@ -140,6 +150,17 @@ impl Drop for Egress {
 }
 
 impl Shared {
+    fn new(policy: Policy, dials: Arc<Dials>, names: Names) -> Shared {
+        Shared {
+            policy,
+            dials,
+            names: Mutex::new(names),
+            counters: Counters::default(),
+            undecided: Arc::new(Semaphore::new(MAX_UNDECIDED)),
+            told: Mutex::default(),
+        }
+    }
+
     /// What the measured policy says; a refusal is logged with its reason.
     fn allows(&self, target: &Target) -> bool {
         let decision = self.policy.decide(target);

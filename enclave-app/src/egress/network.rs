@@ -18,6 +18,7 @@ use std::os::fd::AsFd;
 
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
+use relay::{Carriers, Listener};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 
 use super::EgressError;
@@ -44,8 +45,8 @@ const BACKLOG: u32 = 1024;
 
 /// The sockets of the gateway. They keep its namespace alive.
 pub(super) struct Network {
-    /// One for every port, on all addresses.
-    pub(super) listeners: Vec<TcpListener>,
+    /// One for every port, on all addresses; for [`Carriers::accept`].
+    pub(super) listeners: Vec<Listener>,
     /// DNS over UDP.
     pub(super) dns: UdpSocket,
 }
@@ -58,7 +59,7 @@ struct Bound {
 
 impl Network {
     /// Makes both ends and listens on `ports`.
-    pub(super) fn make(ports: BTreeSet<u16>) -> Result<Network, EgressError> {
+    pub(super) fn make(ports: BTreeSet<u16>, carriers: &Carriers) -> Result<Network, EgressError> {
         let here = File::open("/proc/thread-self/ns/net").map_err(fault("open this network"))?;
         // A namespace belongs to a thread, and this one has others' work to do.
         let bound = std::thread::scope(|scope| {
@@ -66,7 +67,10 @@ impl Network {
             made.unwrap_or_else(|_| Err(fault("start a thread")(io::ErrorKind::Other.into())))
         })?;
         workload_end()?;
-        let listen = |socket: TcpSocket| socket.listen(BACKLOG).map_err(fault("listen"));
+        let listen = |socket: TcpSocket| {
+            let listener = socket.listen(BACKLOG).and_then(TcpListener::into_std);
+            listener.and_then(|listener| carriers.listener(listener)).map_err(fault("listen"))
+        };
         Ok(Network {
             listeners: bound.listeners.into_iter().map(listen).collect::<Result<_, _>>()?,
             dns: UdpSocket::from_std(bound.dns).map_err(fault("listen for DNS"))?,

@@ -141,7 +141,7 @@ impl Asking {
         }
         let answered = timeout(ANSWERED_WITHIN, self.answer(&dialled, as_socks)).await;
         if let (Ok(Ok(())), Ok(attached)) = (answered, dialled) {
-            gateway::carry(self.client, attached, &self.bytes, shared).await;
+            gateway::carry(self.client, attached, self.bytes, shared).await;
         }
     }
 
