@@ -33,6 +33,10 @@ use crate::listener;
 const MAX_CONNECTIONS: usize = 16_384;
 /// For a request to follow its hello; both come at once.
 const REQUEST_WITHIN: Duration = Duration::from_secs(2);
+/// For the workload to take a connection. Its kernel answers at once, unless the queue of
+/// what it has not accepted is full: then the SYN is dropped and sent again after 1, 3 and
+/// 7 s, here, and for two minutes without a limit.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Every listener and connection of the workload's ports.
 #[derive(Debug)]
@@ -182,7 +186,13 @@ async fn introduction(claim: &Claim, ports: &[u16], stream: OwnedFd) -> Option<(
     ports.contains(&port).then_some((vsock, port, header))
 }
 
+/// A workload that has stopped accepting is as good as one that refuses: a client must not
+/// wait for it in silence, nor keep the place of others.
 async fn connect(port: u16) -> io::Result<TcpStream> {
+    tokio::time::timeout(CONNECT_WITHIN, connect_to_either(port)).await?
+}
+
+async fn connect_to_either(port: u16) -> io::Result<TcpStream> {
     let loopbacks = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     let mut outcome = Err(io::ErrorKind::ConnectionRefused.into());
     for address in loopbacks {
@@ -199,7 +209,8 @@ async fn connect(port: u16) -> io::Result<TcpStream> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::{TcpListener, UnixStream};
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpSocket, UnixStream};
     use tokio::time::{Instant, timeout};
     use wire::{Greeting, Hello, PROTOCOL, Refusal, SessionToken};
 
@@ -211,6 +222,33 @@ mod tests {
             let (dialled, accepted) = tokio::join!(connect(port), listener.accept());
             assert_eq!(dialled.unwrap().local_addr().unwrap(), accepted.unwrap().1);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_workload_that_has_stopped_accepting_holds_no_client() {
+        let workload = TcpSocket::new_v4().unwrap();
+        workload.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let workload = workload.listen(1).unwrap();
+        let address = workload.local_addr().unwrap();
+        // Until the kernel drops a SYN. The clock of these is the real one.
+        let one_more = || std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1));
+        let mut queue = Vec::new();
+        let full = loop {
+            match one_more() {
+                Ok(client) => queue.push(client),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::TimedOut, "after {}", queue.len());
+
+        let (mut client, near) = UnixStream::pair().unwrap();
+        let near = OwnedFd::from(near.into_std().unwrap());
+        let counters = Counters::default();
+        let begun = Instant::now();
+        let carried = carry(near, address.port(), &counters, Options::default());
+        timeout(Duration::from_secs(60), carried).await.expect("it is given up");
+        assert_eq!(begun.elapsed().as_secs(), CONNECT_WITHIN.as_secs());
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "closed, as by one that refuses");
     }
 
     #[tokio::test(start_paused = true)]
