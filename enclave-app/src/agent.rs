@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use relay::Carriers;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_vsock::{VsockListener, VsockStream};
@@ -38,7 +38,7 @@ use crate::heartbeat;
 use crate::ingress::Ingress;
 use crate::launch::{self, Launcher};
 use crate::life::{Action, CLAIM_WINDOW, Event, Life};
-use crate::listener;
+use crate::listener::{self, Places};
 use crate::local::Local;
 use crate::log::{chain, log};
 use crate::logs::{self, Logs};
@@ -402,14 +402,14 @@ impl Agent {
         serve: impl Fn(VsockStream) -> F + Send + Sync + 'static,
     ) -> io::Result<()> {
         let listener = VsockListener::from(listener::bind(port)?);
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Arc::new(Places::new(MAX_CONNECTIONS));
         let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            listener::listen(listener, name, permits, stop.clone(), |stream, permit| {
+            listener::listen(listener, name, places, stop.clone(), |stream, place| {
                 let (served, stop) = (serve(stream), stop.clone());
                 tasks.spawn(async move {
                     stop.run_until_cancelled(served).await;
-                    drop(permit);
+                    drop(place);
                 });
             })
             .await;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use relay::{Carriers, Counters, Options, Vsock};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::settings::Settings;
@@ -27,7 +27,7 @@ use wire::{AnnouncedRequest, ProxyHeader, port};
 use crate::attested_tls::AttestedTls;
 use crate::claim::{Claim, Purpose};
 use crate::frames::Frames;
-use crate::listener;
+use crate::listener::{self, Places};
 
 /// Connections at once over all ports: two descriptors each, of 65,536.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -44,7 +44,7 @@ pub(crate) struct Ingress {
     listeners: TaskTracker,
     connections: TaskTracker,
     stop: CancellationToken,
-    permits: Arc<Semaphore>,
+    places: Arc<Places>,
     carriers: Arc<Carriers>,
     counters: Arc<Counters>,
 }
@@ -69,7 +69,7 @@ impl Ingress {
             listeners: TaskTracker::new(),
             connections: TaskTracker::new(),
             stop: CancellationToken::new(),
-            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            places: Arc::new(Places::new(MAX_CONNECTIONS)),
             carriers,
             counters: Arc::default(),
         };
@@ -105,20 +105,20 @@ impl Ingress {
     ) -> Result<(), IngressError> {
         let listener = listener::bind(port).and_then(|socket| self.carriers.listener(socket));
         let listener = listener.map_err(|source| IngressError::Taken { port, source })?;
-        let (permits, stop) = (Arc::clone(&self.permits), self.stop.clone());
+        let (places, stop) = (Arc::clone(&self.places), self.stop.clone());
         let (connections, counters) = (self.connections.clone(), Arc::clone(&self.counters));
         let carriers = Arc::clone(&self.carriers);
         let accepting = async move {
-            let start = move |stream, permit: OwnedSemaphorePermit| {
+            let start = move |stream, place: OwnedSemaphorePermit| {
                 let served = serve(stream, Arc::clone(&counters));
-                let (carrier, place) = carriers.place();
+                let (carrier, seat) = carriers.place();
                 let carried = async move {
                     served.await;
-                    drop((permit, place));
+                    drop((place, seat));
                 };
                 connections.spawn_on(carried, &carrier);
             };
-            listener::listen(listener, &format!("ingress {port}"), permits, stop, start).await;
+            listener::listen(listener, &format!("ingress {port}"), places, stop, start).await;
         };
         self.carriers.accept(self.listeners.track_future(accepting));
         Ok(())

@@ -1,18 +1,18 @@
 //! Accepts connections for as long as the enclave lives.
 //!
 //! ```text
-//! accept ──▶ permit ──▶ task
+//! accept ──▶ place ──▶ task
 //!   │ error    │ none
 //!   ▼          ▼
-//! back-off   close at once
+//! back-off   refuse at once, tell of it now and then
 //! ```
 //! No error ends a listener: it would cut the workload off for good.
 
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
 use relay::Listener;
@@ -28,12 +28,20 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from
 /// Connections that the kernel holds between two accepts.
 const BACKLOG: i32 = 128;
 
+/// Whoever finds no place may try again for ever; one line tells of it.
+const TELL_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
 /// Where connections come from.
 pub(crate) trait Accept {
     /// A connection.
     type Stream;
     /// The next one.
     fn accept(&mut self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Ends one that has no place. A vsock knows but one way to close; the shim takes it for what it is.
+    fn refuse(stream: Self::Stream) {
+        drop(stream);
+    }
 }
 
 impl Accept for VsockListener {
@@ -52,6 +60,61 @@ impl Accept for Listener {
     }
 }
 
+/// Places for connections, of one listener or of several together.
+#[derive(Debug)]
+pub(crate) struct Places {
+    all: usize,
+    free: Arc<Semaphore>,
+    refused: Mutex<Refused>,
+}
+
+impl Places {
+    /// That many.
+    pub(crate) fn new(all: usize) -> Places {
+        Places { all, free: Arc::new(Semaphore::new(all)), refused: Mutex::default() }
+    }
+
+    /// One of them, until it is dropped. None is told of on the console.
+    pub(crate) fn take(&self, name: &str) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.free).try_acquire_owned().ok();
+        if place.is_none() {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            let news = refused.one(Instant::now());
+            // The console is slow.
+            drop(refused);
+            if let Some(count) = news {
+                log(&format!("{name}: all {} places are taken; connections refused: {count}", self.all));
+            }
+        }
+        place
+    }
+
+    /// How many are left.
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> usize {
+        self.free.available_permits()
+    }
+}
+
+/// Connections that found no place.
+#[derive(Debug, Default)]
+struct Refused {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Refused {
+    /// Counts one; how many there are to tell of, if it is time.
+    fn one(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now.duration_since(told) < TELL_AGAIN_AFTER) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
 /// A socket that listens on `port` of the enclave; no runtime watches it yet.
 pub(crate) fn bind(port: u32) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -61,13 +124,13 @@ pub(crate) fn bind(port: u32) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Hands connections to `serve` until `stop`, each with a permit that is held
-/// while it is served. Without a permit left the connection is closed: a peer
+/// Hands connections to `serve` until `stop`, each with a place that is held
+/// while it is served. Without a place left the connection is refused: a peer
 /// that waits in silence learns nothing.
 pub(crate) async fn listen<L: Accept>(
     mut listener: L,
     name: &str,
-    permits: Arc<Semaphore>,
+    places: Arc<Places>,
     stop: CancellationToken,
     mut serve: impl FnMut(L::Stream, OwnedSemaphorePermit),
 ) {
@@ -80,8 +143,9 @@ pub(crate) async fn listen<L: Accept>(
         match accepted {
             Ok(stream) => {
                 back_off = BACK_OFF.0;
-                if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-                    serve(stream, permit);
+                match places.take(name) {
+                    Some(place) => serve(stream, place),
+                    None => L::refuse(stream),
                 }
             }
             Err(error) => {
@@ -132,9 +196,9 @@ mod tests {
         let listener = tokio::spawn(listen(
             Failing { failures: 20, left: 20 },
             "test",
-            Arc::new(Semaphore::new(8)),
+            Arc::new(Places::new(8)),
             stop.clone(),
-            move |stream, _permit| served.send(stream).unwrap(),
+            move |stream, _place| served.send(stream).unwrap(),
         ));
         for _ in 0..3 {
             assert_eq!(connections.recv().await, Some(20));
@@ -146,18 +210,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_permit_connections_are_closed_and_never_queued() {
+    async fn without_a_place_connections_are_closed_and_never_queued() {
         let (served, mut connections) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
-        let (permits, held) = (Arc::new(Semaphore::new(2)), stop.clone());
+        let (places, held) = (Arc::new(Places::new(2)), stop.clone());
         let mut kept = Vec::new();
         let listener = tokio::spawn(listen(
             Failing { failures: 0, left: 0 },
             "test",
-            Arc::clone(&permits),
+            Arc::clone(&places),
             stop.clone(),
-            move |stream, permit| {
-                kept.push(permit);
+            move |stream, place| {
+                kept.push(place);
                 served.send(stream).unwrap();
             },
         ));
@@ -169,6 +233,29 @@ mod tests {
         assert!(connections.is_empty());
         held.cancel();
         listener.await.unwrap();
-        assert_eq!(permits.available_permits(), 2);
+        assert_eq!(places.free(), 2);
+    }
+
+    #[test]
+    fn a_flood_without_places_is_told_once_in_ten_seconds_with_its_size() {
+        let begun = Instant::now();
+        let mut refused = Refused::default();
+        assert_eq!(refused.one(begun), Some(1));
+        let soon = begun + TELL_AGAIN_AFTER - Duration::from_millis(1);
+        assert!((0..1000).all(|_| refused.one(soon).is_none()));
+        assert_eq!(refused.one(begun + TELL_AGAIN_AFTER), Some(1001));
+        assert_eq!(refused.one(begun + TELL_AGAIN_AFTER), None);
+    }
+
+    #[test]
+    fn whoever_finds_no_place_is_told_of_and_nobody_else() {
+        let places = Places::new(1);
+        let told = || places.refused.lock().unwrap().told;
+        let place = places.take("test").unwrap();
+        assert_eq!(told(), None);
+        assert!(places.take("test").is_none());
+        assert!(told().is_some());
+        drop(place);
+        assert!(places.take("test").is_some());
     }
 }

@@ -9,16 +9,17 @@
 //! refusal is a reset right after it. A connection stays on one carrier from its
 //! accept to its end; the shim's vsock comes to it there, after its hello.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use egress::{Host, Target};
+use nix::sys::socket::{setsockopt, sockopt};
 use relay::{Carriers, Listener, Vsock};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,34 +27,49 @@ use tokio_util::task::TaskTracker;
 use super::dials::Attached;
 use super::network::{DNS_PORT, GATEWAY, PROXY_PORT};
 use super::{Shared, proxy, resolver};
-use crate::listener;
+use crate::listener::{self, Accept, Places};
 
 /// For the few bytes that came with the connection to be taken.
 const FIRST_BYTES_WITHIN: Duration = Duration::from_secs(10);
+
+/// Clients as they are accepted: no runtime watches them yet.
+struct Clients(Listener);
+
+impl Accept for Clients {
+    type Stream = std::net::TcpStream;
+
+    async fn accept(&mut self) -> io::Result<std::net::TcpStream> {
+        Ok(self.0.accept().await?.0.into())
+    }
+
+    fn refuse(client: std::net::TcpStream) {
+        reset(client);
+    }
+}
 
 /// Accepts until `closing`; connections go on until `stop`.
 pub(super) async fn accept(
     listener: Listener,
     shared: Arc<Shared>,
     carriers: Arc<Carriers>,
-    permits: Arc<Semaphore>,
+    places: Arc<Places>,
     connections: TaskTracker,
     (closing, stop): (CancellationToken, CancellationToken),
 ) {
-    listener::listen(listener, "egress", permits, closing, |client, permit| {
+    listener::listen(Clients(listener), "egress", places, closing, |client, place| {
         let (shared, stop) = (Arc::clone(&shared), stop.clone());
-        let (carrier, place) = carriers.place();
+        let (carrier, seat) = carriers.place();
         let served = async move {
             stop.run_until_cancelled(serve(client, &shared)).await;
-            drop((permit, place));
+            drop((place, seat));
         };
         connections.spawn_on(served, &carrier);
     })
     .await;
 }
 
-async fn serve(client: OwnedFd, shared: &Shared) {
-    let Ok(client) = TcpStream::from_std(client.into()) else { return };
+async fn serve(client: std::net::TcpStream, shared: &Shared) {
+    let Ok(client) = TcpStream::from_std(client) else { return };
     // Fails only on a connection that is gone.
     let _ = client.set_nodelay(true);
     let Ok(SocketAddr::V4(local)) = client.local_addr() else { return };
@@ -103,9 +119,9 @@ pub(super) async fn carry(client: TcpStream, attached: Attached, already_read: V
 }
 
 /// Lets the client see a reset instead of a clean end.
-pub(super) fn reset(client: TcpStream) {
+pub(super) fn reset(client: impl AsFd) {
     // Fails only on a connection that is gone.
-    let _ = client.set_zero_linger();
+    let _ = setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
 }
 
 #[cfg(test)]
@@ -118,8 +134,8 @@ mod tests {
     use tokio::net::UnixStream;
     use wire::ToShim;
 
-    /// An egress on loopback whose one name, api.example.com, is 127.0.0.1.
-    fn egress(carriers: &Arc<Carriers>) -> (Egress, Arc<Shared>, SocketAddr) {
+    /// An egress on loopback with `places`, whose one name, api.example.com, is 127.0.0.1.
+    fn egress(carriers: &Arc<Carriers>, places: usize) -> (Egress, Arc<Shared>, SocketAddr) {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap();
@@ -127,7 +143,7 @@ mod tests {
         let mut names = Names::new(Ipv4Addr::LOCALHOST, 1);
         names.address(&"api.example.com".parse().unwrap()).unwrap();
         let shared = Arc::new(Shared::new(policy, Arc::new(Dials::default()), names));
-        let egress = Egress::with(Arc::clone(carriers));
+        let egress = Egress::with(Arc::clone(carriers), places);
         egress.accept(carriers.listener(socket).unwrap(), &shared);
         (egress, shared, address)
     }
@@ -135,12 +151,11 @@ mod tests {
     #[tokio::test]
     async fn a_connection_is_a_carriers_task_from_its_accept_to_its_end_and_a_drain_waits_for_it() {
         let carriers = Arc::new(Carriers::start(2).unwrap());
-        let (egress, shared, address) = egress(&carriers);
-        let all = egress.permits.available_permits();
+        let (egress, shared, address) = egress(&carriers, 8);
         let mut client = TcpStream::connect(address).await.unwrap();
         let ToShim::Dial { stream, .. } = shared.dials.next_request().await else { panic!("no dial") };
         assert_eq!(carriers.tasks(), 1, "it waits on a carrier");
-        assert_eq!(egress.permits.available_permits(), all - 1);
+        assert_eq!(egress.places.free(), 7);
 
         let (mut shim, near) = UnixStream::pair().unwrap();
         let stream_to_shim = near.into_std().unwrap().into();
@@ -166,13 +181,13 @@ mod tests {
         drop(shim);
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "a clean end");
         drained.await;
-        assert_eq!(egress.permits.available_permits(), all);
+        assert_eq!(egress.places.free(), 8);
     }
 
     #[tokio::test]
     async fn an_enclave_that_is_over_resets_what_is_open() {
         let carriers = Arc::new(Carriers::start(1).unwrap());
-        let (egress, shared, address) = egress(&carriers);
+        let (egress, shared, address) = egress(&carriers, 8);
         let mut client = TcpStream::connect(address).await.unwrap();
         let ToShim::Dial { stream, .. } = shared.dials.next_request().await else { panic!("no dial") };
         let (_shim, near) = UnixStream::pair().unwrap();
@@ -181,6 +196,29 @@ mod tests {
         client.read_exact(&mut [0]).await.unwrap();
         drop(egress);
         let end = client.read(&mut [0]).await.unwrap_err();
-        assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_client_without_a_place_is_reset_and_the_next_finds_the_one_that_was_given_back() {
+        let carriers = Arc::new(Carriers::start(1).unwrap());
+        let (egress, shared, address) = egress(&carriers, 1);
+        let mut first = TcpStream::connect(address).await.unwrap();
+        let ToShim::Dial { stream, .. } = shared.dials.next_request().await else { panic!("no dial") };
+        // The reset may overtake the end of the connect.
+        let end = match TcpStream::connect(address).await {
+            Ok(mut second) => second.read(&mut [0]).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+
+        shared.dials.refuse(stream, wire::Undialled::Refused);
+        assert_eq!(first.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        // The place is given back right after the reset.
+        while egress.places.free() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let _third = TcpStream::connect(address).await.unwrap();
+        let ToShim::Dial { .. } = shared.dials.next_request().await else { panic!("no dial") };
     }
 }

@@ -26,12 +26,12 @@ use std::time::{Duration, Instant};
 use egress::names::Names;
 use egress::{Policy, PolicyError, Target};
 use relay::{Carriers, Counters, Listener};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use dials::{Dials, serve};
 
+use crate::listener::Places;
 use crate::log::log;
 use network::Network;
 
@@ -50,7 +50,7 @@ pub(crate) struct Egress {
     connections: TaskTracker,
     closing: CancellationToken,
     stop: CancellationToken,
-    permits: Arc<Semaphore>,
+    places: Arc<Places>,
     carriers: Arc<Carriers>,
 }
 
@@ -75,7 +75,7 @@ struct Shared {
     dials: Arc<Dials>,
     names: Mutex<Names>,
     counters: Counters,
-    undecided: Arc<Semaphore>,
+    undecided: Places,
     told: Mutex<Told>,
 }
 
@@ -97,7 +97,7 @@ impl Egress {
             log(&format!("egress: {full}"));
         }
         let shared = Arc::new(Shared::new(policy, dials, names));
-        let egress = Egress::with(carriers);
+        let egress = Egress::with(carriers, MAX_CONNECTIONS);
         for listener in listeners {
             egress.accept(listener, &shared);
         }
@@ -108,13 +108,13 @@ impl Egress {
         Ok(egress)
     }
 
-    fn with(carriers: Arc<Carriers>) -> Egress {
+    fn with(carriers: Arc<Carriers>, places: usize) -> Egress {
         Egress {
             listeners: TaskTracker::new(),
             connections: TaskTracker::new(),
             closing: CancellationToken::new(),
             stop: CancellationToken::new(),
-            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            places: Arc::new(Places::new(places)),
             carriers,
         }
     }
@@ -124,7 +124,7 @@ impl Egress {
             listener,
             Arc::clone(shared),
             Arc::clone(&self.carriers),
-            Arc::clone(&self.permits),
+            Arc::clone(&self.places),
             self.connections.clone(),
             (self.closing.clone(), self.stop.clone()),
         );
@@ -156,7 +156,7 @@ impl Shared {
             dials,
             names: Mutex::new(names),
             counters: Counters::default(),
-            undecided: Arc::new(Semaphore::new(MAX_UNDECIDED)),
+            undecided: Places::new(MAX_UNDECIDED),
             told: Mutex::default(),
         }
     }

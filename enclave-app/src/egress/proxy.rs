@@ -7,7 +7,6 @@
 //! For what has no address of its own: literal addresses and wide ranges of ports.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use egress::socks::{self, Reply};
@@ -29,8 +28,8 @@ const PIECE: usize = 2048;
 
 /// One client of the proxy.
 pub(super) async fn serve(client: TcpStream, shared: &Shared) {
-    // Without a place it is closed at once: slow clients cannot shut others out for longer than they may ask.
-    let Ok(place) = Arc::clone(&shared.undecided).try_acquire_owned() else { return gateway::reset(client) };
+    // Without a place it is reset at once: slow clients cannot shut others out for longer than they may ask.
+    let Some(place) = shared.undecided.take("egress: undecided") else { return gateway::reset(client) };
     let mut asking = Asking { client, bytes: Vec::new() };
     let asked = timeout(ASKED_WITHIN, asking.ask()).await;
     drop(place);

@@ -1,7 +1,6 @@
 //! DNS for the workload, over UDP and TCP. Nothing is asked of anybody else.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use egress::Name;
@@ -36,7 +35,7 @@ pub(super) async fn serve_udp(socket: &UdpSocket, shared: &Shared) {
 
 /// Questions with their length before them (RFC 1035, section 4.2.2), one after the other.
 pub(super) async fn serve_tcp(client: TcpStream, shared: &Shared) {
-    let Ok(_place) = Arc::clone(&shared.undecided).try_acquire_owned() else { return gateway::reset(client) };
+    let Some(_place) = shared.undecided.take("egress: undecided") else { return gateway::reset(client) };
     let mut client = client;
     while let Ok(Some(())) = timeout(TURN_WITHIN, turn(&mut client, shared)).await {}
 }
