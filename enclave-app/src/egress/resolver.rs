@@ -71,3 +71,57 @@ fn look_up(name: &Name, shared: &Shared) -> Found {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Dials;
+    use super::*;
+    use egress::names::Names;
+    use std::sync::Arc;
+
+    const SERVFAIL: u8 = 2;
+
+    /// A question for the A record of `name` (RFC 1035, section 4.1).
+    fn question(name: &str) -> Vec<u8> {
+        let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            query.push(u8::try_from(label.len()).unwrap());
+            query.extend(label.as_bytes());
+        }
+        query.extend([0, 0, 1, 0, 1]);
+        query
+    }
+
+    #[tokio::test]
+    async fn a_name_that_finds_the_table_full_is_servfail_and_told_of_and_the_others_keep_their_addresses() {
+        let policy = vec!["*.example.com:443".to_owned()].try_into().unwrap();
+        let names = Names::new(Ipv4Addr::new(198, 18, 0, 1), 1);
+        let shared = Arc::new(Shared::new(policy, Arc::new(Dials::default()), names));
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(socket.local_addr().unwrap()).await.unwrap();
+        let ask = async |name| {
+            client.send(&question(name)).await.unwrap();
+            let mut answer = vec![0; dns::LONGEST_QUERY];
+            let length = client.recv(&mut answer).await.unwrap();
+            answer.truncate(length);
+            let last: [u8; 4] = *answer.last_chunk().unwrap();
+            let (code, answers) = (answer[3] & 15, u16::from_be_bytes([answer[6], answer[7]]));
+            (code, (answers == 1).then(|| Ipv4Addr::from(last)))
+        };
+        let told = || shared.told.lock().unwrap().lines;
+        let only = Some(Ipv4Addr::new(198, 18, 0, 1));
+        let asked = async {
+            assert_eq!(ask("first.example.com").await, (0, only));
+            assert_eq!(told(), 0);
+            assert_eq!(ask("second.example.com").await, (SERVFAIL, None));
+            assert_eq!(told(), 1);
+            assert_eq!(ask("first.example.com").await, (0, only));
+            assert_eq!(told(), 1);
+        };
+        tokio::select! {
+            () = serve_udp(&socket, &shared) => panic!("it answers for ever"),
+            answered = timeout(Duration::from_secs(10), asked) => answered.expect("an answer to each"),
+        }
+    }
+}
