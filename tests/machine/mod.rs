@@ -206,7 +206,7 @@ pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) 
 
 /// How many streams a soak says that it had.
 pub fn streams_of(verdict: &str) -> u64 {
-    let (count, _) = verdict.split_once(" streams").expect("a soak's last line");
+    let (count, _) = verdict.split_once(" streams").unwrap();
     count.rsplit(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
