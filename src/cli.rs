@@ -10,11 +10,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use eif::Pcr;
 
 use crate::config::{LogFormat, LogLevel, Readiness, Timespan, Tunnel};
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
+use crate::report::{self, Place};
 
 /// Runs an AWS Nitro Enclave as the entrypoint of a container.
 #[derive(Debug, Parser)]
@@ -89,8 +92,8 @@ pub(crate) struct Knobs {
     /// The enclave's memory in MiB [default: what the pod was granted].
     #[arg(long, value_name = "MIB", env = "ENCLAVE_SHIM_MEMORY_MIB")]
     pub(crate) memory_mib: Option<u64>,
-    /// Number of CPUs; the driver picks them [default: 2].
-    #[arg(long, value_name = "COUNT", env = "ENCLAVE_SHIM_CPUS", conflicts_with = "cpu_ids")]
+    /// Number of CPUs; the driver picks them [default: 2]. A flag beats the ids that the device plugin granted.
+    #[arg(long, value_name = "COUNT", env = "ENCLAVE_SHIM_CPUS")]
     pub(crate) cpus: Option<u32>,
     /// These CPUs, by id.
     #[arg(long, value_name = "ID,ID", env = "ENCLAVE_SHIM_CPU_IDS", value_delimiter = ',')]
@@ -191,12 +194,67 @@ pub(crate) struct Knobs {
 impl Cli {
     /// The command, or the code to end with: 0 after help, 64 for a mistake.
     pub(crate) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, u8> {
-        Cli::try_parse_from(arguments).map_err(|error| {
-            // Nothing can be done about a closed stderr.
-            let _ = error.print();
-            if error.use_stderr() { Exit::Usage.code() } else { 0 }
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let is_run = arguments.get(1).is_some_and(|command| command == "run");
+        Cli::parsed(arguments).map_err(|error| match error.use_stderr() {
+            true if is_run => report::not_begun(&misused(&error), &unread_place()),
+            mistaken => {
+                // Nothing can be done about a closed stderr.
+                let _ = error.print();
+                if mistaken { Exit::Usage.code() } else { 0 }
+            }
         })
     }
+
+    fn parsed(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+        let mut command = <Cli as CommandFactory>::command();
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        if let (Command::Run(run), Some(given)) = (&mut cli.command, matches.subcommand_matches("run")) {
+            let flagged = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
+            match (flagged("cpus"), flagged("cpu_ids")) {
+                (true, true) => {
+                    let both = "--cpus and --cpu-ids cannot be used together";
+                    return Err(command.error(ErrorKind::ArgumentConflict, both));
+                }
+                // The device plugin always sets ids.
+                (true, false) => run.knobs.cpu_ids = None,
+                (false, _) => {}
+            }
+        }
+        Ok(cli)
+    }
+}
+
+/// clap's first sentence as the cause, its tips as the fix.
+fn misused(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let mut paragraphs = text.split("\n\n");
+    let cause = paragraphs.next().unwrap_or_default().trim_start_matches("error: ");
+    let tips = paragraphs.flat_map(str::lines).filter_map(|line| line.trim().strip_prefix("tip: "));
+    let mut fixes: Vec<String> = tips.map(str::to_owned).collect();
+    if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
+        && let Some(name) = flag.split([' ', '=', '[']).next().and_then(|flag| flag.strip_prefix("--"))
+        && error.kind() != ErrorKind::UnknownArgument
+    {
+        let variable = name.replace('-', "_").to_uppercase();
+        fixes.push(format!(
+            "correct --{name}, or the variable ENCLAVE_SHIM_{variable} where it comes from there"
+        ));
+    }
+    fixes.push("`enclave-shim run --help` lists flags and variables".into());
+    Failure::new(Exit::Usage, cause, fixes.join("; "))
+}
+
+/// Where a report goes before anything could be read: as the environment says.
+fn unread_place() -> Place {
+    let variable = |name: &str| std::env::var(name).ok();
+    let format = match variable("ENCLAVE_SHIM_LOG_FORMAT").as_deref() {
+        Some("json") => LogFormat::Json,
+        _ => LogFormat::default(),
+    };
+    let termination_log = std::env::var_os("ENCLAVE_SHIM_TERMINATION_LOG").map(PathBuf::from);
+    Place::open(format, termination_log.as_deref())
 }
 
 fn exit_codes() -> String {
@@ -233,6 +291,25 @@ mod tests {
         }
         assert_eq!(read("enclave-shim --help").unwrap_err(), 0);
         assert_eq!(read("enclave-shim --version").unwrap_err(), 0);
+    }
+
+    #[test]
+    fn a_mistake_of_run_has_a_cause_and_a_fix_that_names_flag_and_variable() {
+        let told = |line: &str| {
+            let arguments = line.split_whitespace().map(OsString::from).collect();
+            misused(&Cli::parsed(arguments).unwrap_err()).explanation
+        };
+        let memory = told("enclave-shim run --memory-mib 512Mi");
+        assert!(memory.cause.contains("invalid value '512Mi' for '--memory-mib <MIB>'"), "{memory:?}");
+        assert!(
+            memory.fix.contains("correct --memory-mib, or the variable ENCLAVE_SHIM_MEMORY_MIB"),
+            "{memory:?}"
+        );
+        let unknown = told("enclave-shim run --cpu 2");
+        assert!(unknown.cause.contains("unexpected argument '--cpu'"), "{unknown:?}");
+        assert!(unknown.fix.contains("'--cpus'") && !unknown.fix.contains("ENCLAVE_SHIM_CPU"), "{unknown:?}");
+        let both = told("enclave-shim run --cpus 2 --cpu-ids 1,3");
+        assert!(both.cause.contains("cannot be used together"), "{both:?}");
     }
 
     #[test]

@@ -246,7 +246,13 @@ mod tests {
         let (page, needed) = (PageSize::MIB2, 64 << 20);
         let cpus = |shortfall: CpuShortfall| Shortfall::Cpus(shortfall);
         for (shortfall, code, cause, fix) in [
-            (Shortfall::Granted { page, needed, left: 0 }, 71, "64 MiB", "hugepages-2Mi: 64Mi"),
+            (Shortfall::Granted { page, needed, left: 0, used: 0 }, 71, "64 MiB", "hugepages-2Mi: 64Mi`"),
+            (
+                Shortfall::Granted { page, needed, left: 0, used: needed },
+                71,
+                "64 MiB",
+                "hugepages-2Mi: 128Mi`",
+            ),
             (Shortfall::Free { page, needed, free: 2 << 20 }, 71, "2 MiB are free", "hugepages"),
             (
                 Shortfall::Node { page, node: 1, needed, free: 0, elsewhere: needed },

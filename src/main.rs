@@ -39,7 +39,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cli::{Cli, Command, PlanFormat, Run};
-use config::Config;
+use config::{Config, LogFormat};
 use exit::Failure;
 use report::Place;
 use supervisor::Wiring;
@@ -61,14 +61,16 @@ fn execute(run: &Run, timeline: Timeline) -> u8 {
     let config = match config::load(run) {
         Ok(config) => Arc::new(config),
         Err(error) => {
-            let unread =
-                Place::open(run.knobs.log_format.unwrap_or_default(), run.knobs.termination_log.as_deref());
-            return report::not_begun(&error.into(), &unread);
+            let format = run.knobs.log_format.unwrap_or_default();
+            return report::not_begun(
+                &error.into(),
+                &place(run, format, run.knobs.termination_log.as_deref()),
+            );
         }
     };
     log::start(&config.log);
     // Open before files are out of reach.
-    let place = Arc::new(Place::open(config.log.format, config.termination_log.as_deref()));
+    let place = Arc::new(place(run, config.log.format, config.termination_log.as_deref()));
     report::end_on_panic(Arc::clone(&place));
     tracing::info!(build = crate::log::BUILD, config = effective(&config), "starting");
     announce(&config);
@@ -76,6 +78,14 @@ fn execute(run: &Run, timeline: Timeline) -> u8 {
         return dry_run(&config, &timeline, format, &place);
     }
     live(run, &config, timeline, &place)
+}
+
+/// A dry run in a pod leaves the termination log to the shim that serves there.
+fn place(run: &Run, format: LogFormat, termination_log: Option<&Path>) -> Place {
+    match run.dry_run {
+        Some(_) => Place::without_termination_log(format),
+        None => Place::open(format, termination_log),
+    }
 }
 
 /// One thread until the runtime starts: what it gives up, all threads lack.
@@ -129,8 +139,10 @@ fn announce(config: &Config) {
 }
 
 fn dry_run(config: &Config, timeline: &Timeline, format: PlanFormat, place: &Place) -> u8 {
-    match boot::prepare(config, timeline) {
-        Ok((_, plan)) => {
+    let checked = boot::prepare(config, timeline)
+        .and_then(|(image, plan)| boot::compare_pins(config, &image).map(|()| plan));
+    match checked {
+        Ok(plan) => {
             match format {
                 PlanFormat::Text => {
                     println!("{plan}");

@@ -51,6 +51,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// On stderr alone: for what another process's termination log is no place.
+    pub(crate) fn without_termination_log(format: LogFormat) -> Place {
+        Place { format, termination_log: None }
+    }
+
     /// Opens the termination log: `named`, which is made if need be, or kubelet's
     /// if it is there. Without it a warning is all that is lost.
     pub(crate) fn open(format: LogFormat, named: Option<&Path>) -> Place {

@@ -99,6 +99,26 @@ fn an_unknown_flag_is_64() {
 }
 
 #[test]
+fn a_value_of_the_environment_that_cannot_be_read_is_64_with_its_name_also_in_the_termination_log() {
+    let node = Node::new();
+    let left = node.scratch().join("why");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_enclave-shim"))
+        .arg("run")
+        .env("ENCLAVE_SHIM_MEMORY_MIB", "512Mi")
+        .env("ENCLAVE_SHIM_TERMINATION_LOG", &left)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    for text in [told, std::fs::read_to_string(&left).unwrap()] {
+        let mut lines = text.lines();
+        assert!(lines.next().unwrap().starts_with("error: invalid value '512Mi'"), "{text}");
+        assert!(lines.next().unwrap().contains("ENCLAVE_SHIM_MEMORY_MIB"), "{text}");
+        assert!(lines.next().unwrap().contains("\"exit_code\":64"), "{text}");
+    }
+}
+
+#[test]
 fn a_program_that_is_not_in_the_image_is_65_and_named() {
     let node = Node::new();
     let image = Image::from_manifest(&node, "name: gone\nversion: '1'\nentrypoint: [/gone]\n");

@@ -134,18 +134,39 @@ fn a_dry_run_prints_the_plan_as_text_and_as_json() {
 fn cpus_are_what_the_device_plugin_granted_unless_ids_are_named() {
     let node = Node::new();
     let image = Image::hello(&node);
-    let planned = |variables: &[(&str, &str)]| {
+    let planned_with = |flags: &[&str], variables: &[(&str, &str)]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_enclave-shim"));
-        command.args(["run", "--dry-run=json", "--memory-mib", "64", "--eif"]).arg(&image.path);
+        command.args(["run", "--dry-run=json", "--memory-mib", "64", "--eif"]).arg(&image.path).args(flags);
         let output = command.envs(variables.iter().copied()).output().unwrap();
         let plan: serde_json::Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
         plan["cpus"].clone()
     };
+    let planned = |variables: &[(&str, &str)]| planned_with(&[], variables);
     let granted = ("NITRO_ENCLAVES_CPUS", "4");
     assert_eq!(planned(&[granted]), serde_json::json!({"count": 4}));
     let ids = ("ENCLAVE_SHIM_CPU_IDS", "2,3");
     assert_eq!(planned(&[granted, ids]), serde_json::json!({"ids": [2, 3]}));
+    // A flag beats the environment, whichever of the two it is.
+    assert_eq!(planned_with(&["--cpus", "6"], &[granted, ids]), serde_json::json!({"count": 6}));
+    assert_eq!(planned_with(&["--cpu-ids", "4,5"], &[granted, ids]), serde_json::json!({"ids": [4, 5]}));
+    assert_eq!(planned(&[("ENCLAVE_SHIM_CPUS", "6"), ids]), serde_json::json!({"ids": [2, 3]}));
+}
+
+#[test]
+fn a_dry_run_compares_the_pins_and_leaves_the_termination_log_alone() {
+    let node = Node::new();
+    let image = Image::hello(&node);
+    let log = node.scratch().join("termination-log");
+    std::fs::write(&log, "of the shim that serves").unwrap();
+    let zero = "0".repeat(96);
+    let flags = |pin| ["--dry-run", "--memory-mib", "64", "--expect-pcr1", pin];
+    let refused = dry_run(&node, &image, &flags(&zero));
+    assert_eq!(refused.status.code(), Some(65), "{refused:?}");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let measured = told.split("PCR1 measures ").nth(1).and_then(|rest| rest.get(..96)).unwrap();
+    assert!(dry_run(&node, &image, &flags(measured)).status.success());
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "of the shim that serves");
 }
 
 #[test]

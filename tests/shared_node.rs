@@ -90,6 +90,7 @@ fn a_shim_that_finds_its_enclave_claimed_ends_with_76() {
 
 /// A race for a new enclave. If a stranger wins, the shim says so with 76; else the shim
 /// serves and the stranger is refused.
+#[allow(clippy::unwrap_used)] // a failure here is the test's
 fn a_stranger_claims_first() -> bool {
     let node = Node::new();
     // A claimer that dials every CID's control port as soon as it exists, with a token of its own.

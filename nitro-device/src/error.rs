@@ -48,8 +48,15 @@ impl DeviceError {
             (None, Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => {
                 "launch the instance with enclaves enabled, load the nitro_enclaves module, and give the pod the device (resource aws.ec2.nitro/nitro_enclaves)"
             }
-            (None, Some(libc::EACCES | libc::EPERM)) => {
+            (None, Some(libc::EACCES)) => {
                 "run with the device's group (supplementalGroups: the gid of /dev/nitro_enclaves)"
+            }
+            // Mode and group have passed: it is the container's list of devices that refuses.
+            (None, Some(libc::EPERM)) => {
+                "have the container granted the device (resource aws.ec2.nitro/nitro_enclaves): mounted as a hostPath alone it cannot be opened"
+            }
+            (None, Some(libc::EISDIR | libc::ENOTTY)) => {
+                "give the pod the device itself: what is at its place is another file, or a directory that was made for a hostPath on a node without it"
             }
             (None, Some(libc::ENOSPC)) => {
                 "all enclave slots of the instance are taken (four at most): wait for one to end or use another node"

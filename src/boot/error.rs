@@ -103,6 +103,11 @@ impl Blame for BootError {
 }
 
 fn memory_fix(error: &RegionError) -> String {
+    // MADV_POPULATE_WRITE is not known before.
+    if matches!(error, RegionError::Prefault { source, .. } if source.raw_os_error() == Some(Errno::EINVAL as i32))
+    {
+        return "use a node with Linux 5.14 or newer".into();
+    }
     let (RegionError::Length { length, page }
     | RegionError::Map { length, page, .. }
     | RegionError::Prefault { length, page, .. }) = error;
@@ -132,6 +137,8 @@ mod tests {
         let path = || PathBuf::from("app.eif");
         let io = || io::Error::from_raw_os_error(5);
         let map = || RegionError::Map { length: 64 << 20, page: PageSize::MIB2, source: io() };
+        let unknown = io::Error::from(Errno::EINVAL);
+        let prefault = RegionError::Prefault { length: 64 << 20, page: PageSize::MIB2, source: unknown };
         let architectures = (Architecture::X86_64, Architecture::Aarch64);
         for (error, code, fix) in [
             (BootError::Image { path: path(), source: ImageError::NotAFile }, 65, "build the image again"),
@@ -166,6 +173,7 @@ mod tests {
                 "`cpus: 4`",
             ),
             (BootError::Load { path: path(), source: io() }, 65, "leave the image alone"),
+            (BootError::Memory(prefault), 71, "Linux 5.14"),
             (BootError::Plan(Shortfall::None { needed: 64 << 20 }), 71, "`hugepages-2Mi: 64Mi`"),
             (BootError::NoVsock(Errno::EPERM), 69, "deploy/seccomp/enclave-shim.json"),
             (BootError::NoVsock(Errno::EAFNOSUPPORT), 69, "vsock module"),

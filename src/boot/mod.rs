@@ -30,6 +30,7 @@ use crate::timeline::Timeline;
 pub(crate) use error::BootError;
 pub(crate) use heartbeat::Heartbeat;
 pub(crate) use image::CheckedImage;
+pub(crate) use pins::compare_pins;
 use plan::{Cpus, Plan, Snapshot, Wish};
 use retry::patiently;
 

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use super::probe::{DeviceEvidence, Evidence, ImageEvidence};
 use super::{Finding, Severity};
-use crate::boot::plan::{Cpus, Pool, Snapshot};
+use crate::boot::plan::{Cpus, Pool, Snapshot, resource_line};
 use crate::exit::{Blame, Exit, chain};
 
 /// The driver's minimum, and what the fixes name.
@@ -104,19 +104,17 @@ fn device(seen: &DeviceEvidence) -> Finding {
             file,
             "give the pod the device (resource aws.ec2.nitro/nitro_enclaves)",
         ),
-        (Err(refused), Some((_, _, gid))) if is_denied(refused.source.raw_os_error()) => error(
-            "device",
-            Exit::Unavailable,
-            &chain(refused),
-            file,
-            &format!("set `supplementalGroups: [{gid}]` in the pod's securityContext"),
-        ),
+        (Err(refused), Some((_, _, gid))) if refused.source.raw_os_error() == Some(Errno::EACCES as i32) => {
+            error(
+                "device",
+                Exit::Unavailable,
+                &chain(refused),
+                file,
+                &format!("set `supplementalGroups: [{gid}]` in the pod's securityContext"),
+            )
+        }
         (Err(refused), _) => error("device", Exit::Unavailable, &chain(refused), file, refused.fix()),
     }
-}
-
-fn is_denied(errno: Option<i32>) -> bool {
-    matches!(errno.map(Errno::from_raw), Some(Errno::EACCES | Errno::EPERM))
 }
 
 fn vsock(answer: Result<(), Errno>, seccomp: Option<u32>) -> Finding {
@@ -212,7 +210,10 @@ fn limits(machine: &Snapshot) -> Finding {
             Exit::Resources,
             "the control group's hugetlb limit is below the smallest enclave (64 MiB)",
             shown.join(", "),
-            &format!("set `{}: 64Mi` or more in the container's resources.limits", page.resource()),
+            &format!(
+                "set `{}` or more in the container's resources.limits",
+                resource_line(page, LEAST_MEMORY)
+            ),
         ),
     }
 }
@@ -277,9 +278,9 @@ mod tests {
         }
     }
 
-    fn denied() -> nitro_device::DeviceError {
+    fn denied(errno: Errno) -> nitro_device::DeviceError {
         let mut error = Device::open(Path::new("/nonexistent/device")).unwrap_err();
-        error.source = std::io::Error::from_raw_os_error(Errno::EACCES as i32);
+        error.source = std::io::Error::from_raw_os_error(errno as i32);
         error
     }
 
@@ -293,7 +294,7 @@ mod tests {
     #[test]
     fn every_ailment_has_its_code_evidence_and_fix() {
         type Ail = fn(&mut Evidence);
-        let cases: [(&str, Ail, u8, &str, &str); 13] = [
+        let cases: [(&str, Ail, u8, &str, &str); 14] = [
             ("kernel", |seen| seen.kernel = "5.10.0-1".into(), 71, "5.10", "5.14"),
             ("module", |seen| seen.module = false, 69, "/sys/module", "modprobe nitro_enclaves"),
             (
@@ -308,10 +309,17 @@ mod tests {
             ),
             (
                 "device",
-                |seen| seen.device.open = Err(denied()),
+                |seen| seen.device.open = Err(denied(Errno::EACCES)),
                 69,
                 "group 991",
                 "`supplementalGroups: [991]`",
+            ),
+            (
+                "device",
+                |seen| seen.device.open = Err(denied(Errno::EPERM)),
+                69,
+                "group 991",
+                "resource aws.ec2.nitro/nitro_enclaves",
             ),
             ("device", |seen| seen.device.file = Some((false, 0o644, 0)), 69, "no device", "resource"),
             (

@@ -439,8 +439,11 @@ impl Supervisor {
         // Closing the descriptor ends the enclave, if it runs still.
         self.enclave = None;
         self.stop.cancel();
+        // Who was asked to stop ends in the time that was promised for it.
+        let left = self.last.map(|last| last.saturating_duration_since(Instant::now()));
+        let within = left.map_or(LAUNCH_WITHIN, |left| left.min(LAUNCH_WITHIN));
         if let Some(launch) = self.launch.take()
-            && timeout(LAUNCH_WITHIN, launch).await.is_err()
+            && timeout(within, launch).await.is_err()
         {
             tracing::warn!("the launch did not stop in time; the kernel closes it with this process");
         }

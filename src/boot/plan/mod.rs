@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 
 pub(crate) use cpus::{CpuPool, CpuShortfall, Cpus};
 pub(crate) use need::Needs;
-pub(crate) use shortfall::Shortfall;
+pub(crate) use shortfall::{Shortfall, resource_line};
 use shortfall::{page_to_name, shortfall};
 
 use crate::config::Timespan;

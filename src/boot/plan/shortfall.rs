@@ -12,7 +12,7 @@ use crate::exit::{Blame, Exit};
 pub(crate) enum Shortfall {
     /// The pod's limits allow less than is asked for.
     #[error("need {} MiB of huge pages, the control group's limits leave {} MiB", mib(.needed), mib(.left))]
-    Granted { page: PageSize, needed: u64, left: u64 },
+    Granted { page: PageSize, needed: u64, left: u64, used: u64 },
     /// The node has fewer free pages than are asked for.
     #[error("need {} MiB of huge pages, {} MiB are free on this node", mib(.needed), mib(.free))]
     Free { page: PageSize, needed: u64, free: u64 },
@@ -57,8 +57,14 @@ impl Blame for Shortfall {
                 (needed - free).div_ceil(page.bytes()),
                 page.bytes() >> 10
             ),
-            Shortfall::Granted { page, needed, .. } => {
-                format!("set `{}` in the container's resources.limits", resource_line(page, needed))
+            Shortfall::Granted { page, needed, used, .. } => {
+                let line = resource_line(page, needed + used);
+                let for_others = if used > 0 {
+                    format!(", of which {} MiB are in use already", mib(&used))
+                } else {
+                    String::new()
+                };
+                format!("set `{line}` in the container's resources.limits{for_others}")
             }
             Shortfall::Free { page, needed, free } => format!(
                 "reserve {} more {page} pages on the node (memory_mib in allocator.yaml, or {}/nr_hugepages), \
@@ -82,7 +88,7 @@ impl Blame for Shortfall {
 }
 
 /// The line of a pod's manifest: `hugepages-2Mi: 128Mi`.
-fn resource_line(page: PageSize, bytes: u64) -> String {
+pub(crate) fn resource_line(page: PageSize, bytes: u64) -> String {
     let whole = bytes.div_ceil(page.bytes()) * page.bytes();
     format!("{}: {}Mi", page.resource(), whole / MIB)
 }
@@ -99,7 +105,8 @@ pub(super) fn shortfall(needed: u64, pools: &[&Pool], node: Option<u32>) -> Shor
         .sum();
     let free: u64 = pools.iter().map(|pool| pool.available()).sum();
     if left < needed && pools.iter().any(|pool| pool.limit.is_some()) {
-        return Shortfall::Granted { page, needed, left };
+        let used = pools.iter().filter_map(|pool| pool.limit).map(|limit| limit.used.min(limit.max)).sum();
+        return Shortfall::Granted { page, needed, left, used };
     }
     let elsewhere: u64 = pools.iter().map(|pool| pool.elsewhere * pool.page.bytes()).sum();
     match node {

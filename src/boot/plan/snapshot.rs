@@ -94,8 +94,12 @@ fn pool(path: &Path, groups: &[Group]) -> Option<Pool> {
     let page = PageSize::from_bytes(kib << 10)?;
     let free = number(&path.join("free_hugepages"))?;
     let reserved = number(&path.join("resv_hugepages")).unwrap_or(0);
-    let tightest = |a: Limit, b: Limit| if room(b) < room(a) { b } else { a };
-    let limit = groups.iter().flat_map(|group| group.limits(page)).reduce(tightest);
+    // The smallest grant and the smallest room may be of different groups.
+    let both = |a: Limit, b: Limit| {
+        let (max, left) = (a.max.min(b.max), room(a).min(room(b)));
+        Limit { max, used: max - left }
+    };
+    let limit = groups.iter().flat_map(|group| group.limits(page)).reduce(both);
     Some(Pool { page, free: free.saturating_sub(reserved), elsewhere: 0, limit })
 }
 
@@ -197,6 +201,19 @@ mod tests {
             ("sys/fs/cgroup/pod/container/hugetlb.2MB.rsvd.max", "67108864\n"),
         ]);
         assert_eq!(limit, Some(Limit { max: 32 << 20, used: 2 << 20 }));
+    }
+
+    #[test]
+    fn the_grant_is_the_own_groups_although_a_parent_has_less_room_left() {
+        let limit = limit_of(&[
+            ("proc/self/cgroup", "0::/pods/pod\n"),
+            ("sys/fs/cgroup/pods/hugetlb.2MB.max", "4294967296\n"),
+            ("sys/fs/cgroup/pods/hugetlb.2MB.current", "4194304000\n"),
+            ("sys/fs/cgroup/pods/pod/hugetlb.2MB.max", "134217728\n"),
+            ("sys/fs/cgroup/pods/pod/hugetlb.2MB.current", "0\n"),
+        ]);
+        // Room is what the parent has left: 96 MiB.
+        assert_eq!(limit, Some(Limit { max: 128 << 20, used: 32 << 20 }));
     }
 
     #[test]
