@@ -102,6 +102,26 @@ fn while_it_is_in_a_hurry() {
     dies(&node, shim, "hurrying");
 }
 
+/// To the driver it lives: only its silence tells.
+#[test]
+fn an_enclave_that_hangs_is_not_ready_until_it_answers_again() {
+    let node = Node::new();
+    let mut shim = Shim::with_config(&node, &Image::hello(&node), PATIENT);
+    shim.ready();
+    assert_eq!(shim.metric("enclave_shim_agent_answers"), Some(1.0));
+    let (agent, http) = (node.first_process().unwrap(), shim.http());
+    let status = |path: &str| client::get(http, path).unwrap().status;
+    kill(agent, Signal::SIGSTOP).unwrap();
+    let silent = within(Duration::from_secs(40), "it is not ready", || status("/readyz") == 503);
+    // Two pings may be late.
+    assert!(silent > Duration::from_secs(5), "{silent:?}");
+    assert_eq!(shim.metric("enclave_shim_agent_answers"), Some(0.0));
+    assert_eq!(status("/healthz"), 200);
+    kill(agent, Signal::SIGCONT).unwrap();
+    within(SOON, "it is ready again", || status("/readyz") == 200);
+    assert!(shim.log().contains("the agent answers again"), "{}", shim.log());
+}
+
 #[test]
 fn once_the_exit_status_is_known_it_stays_the_answer() {
     let node = Node::new();

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use wire::{Refusal, ToAgent, ToShim, Undialled};
 
 use crate::egress::{Dial, Line};
+use crate::enclave::pulse::Pulse;
 use crate::enclave::session::{Conversation, Session, SessionError};
 use crate::environment;
 use crate::exit::{Exit, Failure, chain};
@@ -64,6 +65,7 @@ pub(crate) struct Control {
     pub(crate) events: mpsc::Sender<Event>,
     /// Where the workload's outgoing connections are made.
     pub(crate) egress: Line,
+    pub(crate) pulse: Pulse,
     pub(crate) stop: CancellationToken,
 }
 
@@ -82,18 +84,26 @@ impl Control {
 
     async fn keep(&mut self) -> Failure {
         let mut retry = FIRST_RETRY;
+        // Since when it has not been heard; a boot has a time limit of its own.
+        let mut silent: Option<Instant> = None;
         loop {
             match self.open().await {
                 Ok(conversation) => {
                     tracing::debug!("control connection is up");
+                    self.pulse.beats();
                     retry = FIRST_RETRY;
                     let lost = self.converse(conversation).await;
                     tracing::debug!(reason = chain(&lost), "control connection is lost");
+                    let before = if let SessionError::Silent(time) = lost { time } else { Duration::ZERO };
+                    silent = Instant::now().checked_sub(before);
                 }
                 Err(SessionError::Refused(refusal)) if refusal != Refusal::NotAHello => {
                     return refused(&refusal);
                 }
                 Err(error) => tracing::trace!(reason = chain(&error), "the agent does not answer yet"),
+            }
+            if silent.is_some_and(|since| since.elapsed() > 2 * PING_EVERY) {
+                self.pulse.stops();
             }
             sleep(retry).await;
             retry = (retry * 3 / 2).min(LONGEST_RETRY);
@@ -197,6 +207,7 @@ fn refused(refusal: &Refusal) -> Failure {
 #[cfg(test)]
 mod tests {
     use nitro_device::Cid;
+    use prometheus_client::registry::Registry;
     use tokio::io::{DuplexStream, duplex};
     use tokio::task::JoinHandle;
     use wire::{ExitStatus, Phase};
@@ -224,6 +235,7 @@ mod tests {
             signals: forwarded,
             events: sender,
             egress: Line { dials: dialling, undialled },
+            pulse: Pulse::register(&mut Registry::default()),
             stop: CancellationToken::new(),
         };
         Shim { control: Some(control), orders, signals, events, dials, refusals }

@@ -4,6 +4,7 @@
 //! session ── dials and greets the agent, as whoever claimed the enclave
 //!    ├── control ────── orders in; phases, exit status and requests to connect out
 //!    └── workload_log ─ the workload's output, where its settings forward it
+//! pulse ── whether the agent answers
 //! console ── the debug console, by the hypervisor
 //! foreign ── stands in for all of these where the image has no agent
 //! ```
@@ -12,5 +13,6 @@
 pub(crate) mod console;
 pub(crate) mod control;
 pub(crate) mod foreign;
+pub(crate) mod pulse;
 pub(crate) mod session;
 pub(crate) mod workload_log;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! GET  /healthz          200 while the process runs
-//! GET  /readyz           200 while clients are served, else 503; phase and steps
+//! GET  /readyz           200 while clients are served and the agent answers, else 503; phase and steps
 //! GET  /metrics          Prometheus text
 //! GET  /v1/attestation?nonce=HEX | ?nonce_base64=BASE64
 //! POST /v1/attestation   {"nonce": HEX} | {"nonce_base64": BASE64}
@@ -56,6 +56,8 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 #[derive(Debug, Clone)]
 pub(crate) struct Pages {
     pub(crate) status: watch::Receiver<Status>,
+    /// Whether the agent answers.
+    pub(crate) pulse: watch::Receiver<bool>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) attestation: Attestation,
     pub(crate) timeline: Arc<Timeline>,
@@ -172,8 +174,12 @@ async fn answer(request: Request<Incoming>, pages: &Pages, client: IpAddr) -> An
 /// The phase, then a line for every step so far.
 fn readyz(pages: &Pages) -> Answer {
     let status = pages.status.borrow().clone();
-    let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let answers = *pages.pulse.borrow();
+    let code = if status.ready && answers { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut page = format!("{}\n", status.phase);
+    if !answers {
+        page.push_str("the agent does not answer\n");
+    }
     if pages.debug {
         page.push_str("debug mode: all PCRs are zero\n");
     }

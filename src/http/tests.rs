@@ -64,6 +64,7 @@ where
     let status = Status { phase: "serving", ready: true, attests: true, leaving: false };
     let pages = Pages {
         status: watch::Sender::new(status).subscribe(),
+        pulse: watch::Sender::new(true).subscribe(),
         registry: Arc::new(registry),
         attestation,
         timeline: Arc::new(Timeline::start()),

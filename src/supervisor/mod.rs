@@ -40,6 +40,7 @@ use crate::egress::{self, BoundTunnel, Egress};
 use crate::enclave::console::Console;
 use crate::enclave::control::{Control, Order};
 use crate::enclave::foreign::Foreign;
+use crate::enclave::pulse::Pulse;
 use crate::enclave::session::Session;
 use crate::enclave::workload_log::{self, WorkloadLog};
 use crate::exit::Failure;
@@ -111,6 +112,7 @@ struct Supervisor {
     last: Option<Instant>,
     on_the_way: Circumstances,
     board: StatusBoard,
+    pulse: Pulse,
     events: mpsc::Receiver<Event>,
     launch: Option<JoinHandle<Result<Started, Failure>>>,
     plan: Arc<OnceLock<Plan>>,
@@ -169,6 +171,7 @@ impl Supervisor {
         let traffic = Traffic::start(&config, &mut registry, stop.child_token())
             .map_err(|error| crate::no_threads(&error))?;
         let egress = Egress::new(&config, egress::Metrics::register(&mut registry), stop.child_token())?;
+        let pulse = Pulse::register(&mut registry);
         let (attestation, requests) = attestation::queue(attestation::Metrics::register(&mut registry));
         let log_metrics = workload_log::Metrics::register(&mut registry);
         let (event_sender, events) = mpsc::channel(EVENTS);
@@ -177,6 +180,7 @@ impl Supervisor {
         tasks.spawn(signals.pass_on(event_sender.clone(), signal_sender, stop.clone()));
         let pages = Pages {
             status: board.subscribe(),
+            pulse: pulse.subscribe(),
             registry: Arc::new(registry),
             attestation,
             timeline: Arc::clone(&timeline),
@@ -206,6 +210,7 @@ impl Supervisor {
             last: None,
             on_the_way: Circumstances::default(),
             board,
+            pulse,
             events,
             launch: Some(launch),
             plan,
@@ -394,6 +399,7 @@ impl Supervisor {
                 signals,
                 events: self.waiting.events.clone(),
                 egress: line,
+                pulse: self.pulse.clone(),
                 stop: self.stop.clone(),
             };
             self.tasks.spawn(control.run());
