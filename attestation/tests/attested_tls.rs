@@ -335,6 +335,19 @@ fn only_a_document_for_its_own_key_is_installed_and_the_old_one_stays() {
 }
 
 #[test]
+fn renewal_is_due_by_the_certificate_of_the_chain_that_ends_first() {
+    for issuer in ROOT..LEAF {
+        let mut machine = Machine::new();
+        machine.fixture.certificates[issuer].not_after = SIGNED_AT + 100;
+        let issuers = machine.fixture.certificates[..LEAF].iter().map(Certificate::der).collect();
+        machine.fixture.bundle = Some(issuers);
+        let identity = EnclaveIdentity::generate().unwrap();
+        let document = machine.certificate_document(&identity);
+        assert_eq!(identity.install(&document).unwrap(), Duration::from_secs(50), "cabundle[{issuer}]");
+    }
+}
+
+#[test]
 fn renewal_is_due_after_two_minutes_or_half_of_what_is_left() {
     let mut machine = Machine::new();
     let identity = EnclaveIdentity::generate().unwrap();

@@ -21,7 +21,7 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::{binding, certificate, provider};
 use crate::binding::{Binding, Purpose};
-use crate::document::Untrusted;
+use crate::document::{Claims, Untrusted};
 use crate::error::Error;
 use crate::x509::Certificate;
 
@@ -44,9 +44,9 @@ pub enum ServerError {
     /// The document is not for this key.
     #[error("the NSM's document does not speak for this key")]
     Binding,
-    /// The document's own certificate cannot be read.
-    #[error("cannot read the certificate of the NSM's document")]
-    Leaf,
+    /// A certificate of the document's chain cannot be read.
+    #[error("cannot read the certificates of the NSM's document")]
+    Chain,
 }
 
 /// A TLS key and its current certificate.
@@ -82,8 +82,8 @@ impl EnclaveIdentity {
     }
 
     /// Serves `document` from now on. Returns after what time the next one
-    /// must be installed: [`RENEWAL`], or half of what is left of its
-    /// certificate's life if that is sooner. By the document's own clock,
+    /// must be installed: [`RENEWAL`], or half of what is left of its chain's
+    /// life if that is sooner. By the document's own clock,
     /// because that of an enclave drifts.
     ///
     /// # Errors
@@ -93,17 +93,17 @@ impl EnclaveIdentity {
         if untrusted.claimed_user_data() != Some(&self.binding(Purpose::TlsCertificate).to_bytes()) {
             return Err(ServerError::Binding);
         }
-        let leaf = Certificate::parse(untrusted.claims.certificate).map_err(|_| ServerError::Leaf)?;
+        let not_after = chain_ends(&untrusted.claims)?;
         let point = self.pair.public_key().as_ref();
         let body = certificate::body(point, document, untrusted.claims.certificate);
-        let body = body.map_err(|_| ServerError::Leaf)?;
+        let body = body.map_err(|_| ServerError::Chain)?;
         let signature = self.pair.sign(&SystemRandom::new(), &body).map_err(|_| ServerError::Key)?;
         let certificate = certificate::signed(&body, signature.as_ref());
         let served = CertifiedKey::new(vec![certificate.into()], self.signer.clone());
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(served));
 
         let signed = i64::try_from(untrusted.claims.timestamp_ms / 1000).unwrap_or(i64::MAX);
-        let left = u64::try_from(leaf.not_after.saturating_sub(signed)).unwrap_or(0);
+        let left = u64::try_from(not_after.saturating_sub(signed)).unwrap_or(0);
         Ok(Duration::from_secs(left / 2).clamp(Duration::from_secs(1), RENEWAL))
     }
 
@@ -120,6 +120,16 @@ impl EnclaveIdentity {
         config.send_tls13_tickets = 0;
         Ok(config)
     }
+}
+
+/// Last second at which every certificate of the chain is valid. An issuer may
+/// end before the leaf that it signed.
+fn chain_ends(claims: &Claims<'_>) -> Result<i64, ServerError> {
+    let chain = claims.cabundle.as_slice().iter().chain([&claims.certificate]);
+    chain.copied().try_fold(i64::MAX, |ends, der| {
+        let certificate = Certificate::parse(der).map_err(|_| ServerError::Chain)?;
+        Ok(ends.min(certificate.not_after))
+    })
 }
 
 impl ResolvesServerCert for EnclaveIdentity {
