@@ -63,7 +63,7 @@ pub(super) async fn answer(wanted: Wanted, notary: &Notary) -> Answer {
             })
             .await
         }
-        Wanted::Random(count) => ask(notary, move |module| random(module, count)).await,
+        Wanted::Random(count) => random(notary, count).await,
     };
     answered.unwrap_or_else(|error| refused(&error))
 }
@@ -107,18 +107,19 @@ fn register(module: &mut dyn Module, index: u16) -> Result<Value, NsmError> {
     Ok(json!({ "index": index, "value": hex::encode(value), "locked": locked }))
 }
 
-fn random(module: &mut dyn Module, count: usize) -> Result<Value, NsmError> {
+/// The module gives at most 256 bytes at a time: one turn each, so that nobody waits for all.
+async fn random(notary: &Notary, count: usize) -> Result<Answer, AskError> {
     let mut bytes = Vec::with_capacity(count + 256);
     while bytes.len() < count {
-        let more = module.random()?;
+        let more = notary.ask(Lane::Workload, |module| module.random()).await.0?;
         if more.is_empty() {
             let reason = "no random bytes".to_owned();
-            return Err(NsmError::Malformed { request: "GetRandom", reason });
+            return Err(NsmError::Malformed { request: "GetRandom", reason }.into());
         }
         bytes.extend(more);
     }
     bytes.truncate(count);
-    Ok(json!({ "random": hex::encode(bytes) }))
+    Ok(Answer::json(&json!({ "random": hex::encode(bytes) })))
 }
 
 fn refused(error: &AskError) -> Answer {
@@ -132,4 +133,33 @@ fn refused(error: &AskError) -> Answer {
         AskError::Nsm(_) => (Status::BAD_GATEWAY, "module"),
     };
     Answer::refusal(status, &chain(error)).code(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::nsm::fake::Fake;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn many_random_bytes_keep_no_other_lane_waiting_for_more_than_a_turn() {
+        let (open, module) = Fake::gated();
+        let notary = Notary::start(module).unwrap();
+        let random = tokio::spawn({
+            let notary = notary.clone();
+            async move { answer(Wanted::Random(4096), &notary).await }
+        });
+        let other = tokio::spawn(async move {
+            for _ in 0..2 {
+                notary.ask(Lane::Agent, |module| module.describe()).await.0.unwrap();
+            }
+        });
+        // In turns, whoever begins: of eight calls two are the other's.
+        (0..8).for_each(|_| open.send(()).unwrap());
+        timeout(Duration::from_secs(10), other).await.expect("sixteen calls in one turn").unwrap();
+        (0..10).for_each(|_| open.send(()).unwrap());
+        assert_eq!(random.await.unwrap().status, StatusCode::OK);
+    }
 }
