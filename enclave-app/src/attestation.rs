@@ -14,7 +14,7 @@ use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
 use crate::claim::{Claim, NotAdmitted, Purpose};
 use crate::frames::Frames;
 use crate::log::chain;
-use crate::nsm::{Lane, Notary};
+use crate::nsm::{AskError, Lane, Notary};
 
 /// The NSM's own limit in bytes, of every field.
 pub(crate) const LONGEST_FIELD: usize = 1024;
@@ -36,20 +36,23 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 async fn answer(notary: &Notary, nonce: Vec<u8>) -> AttestationAnswer {
     if nonce.len() > LONGEST_FIELD {
         let cause = format!("the nonce has {} bytes, at most {LONGEST_FIELD} are allowed", nonce.len());
-        return reply(Err(cause), Duration::ZERO);
+        return reply(AttestationOutcome::Refused { cause, busy: false }, Duration::ZERO);
     }
     let sign = move |module: &mut dyn crate::nsm::Module| {
         module.attest(&Attestation { nonce: Some(&nonce), user_data: None, public_key: None })
     };
-    let (signed, took) = notary.ask(Lane::Outsiders, sign).await;
-    reply(signed.map_err(|error| chain(&error)), took)
-}
-
-fn reply(signed: Result<Vec<u8>, String>, took: Duration) -> AttestationAnswer {
+    let (signed, took) = notary.ask(Lane::Relay, sign).await;
     let outcome = match signed {
         Ok(document) => AttestationOutcome::Document(ByteVec::from(document)),
-        Err(cause) => AttestationOutcome::Refused { cause },
+        Err(error) => {
+            let busy = matches!(error, AskError::Busy);
+            AttestationOutcome::Refused { cause: chain(&error), busy }
+        }
     };
+    reply(outcome, took)
+}
+
+fn reply(outcome: AttestationOutcome, took: Duration) -> AttestationAnswer {
     AttestationAnswer { outcome, nsm_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX) }
 }
 
@@ -63,7 +66,7 @@ mod tests {
     fn document(answer: AttestationAnswer) -> Vec<u8> {
         match answer.outcome {
             AttestationOutcome::Document(bytes) => bytes.into(),
-            AttestationOutcome::Refused { cause } => panic!("refused: {cause}"),
+            AttestationOutcome::Refused { cause, .. } => panic!("refused: {cause}"),
         }
     }
 
@@ -73,8 +76,27 @@ mod tests {
         let notary = Notary::start(module).unwrap();
         let answer = answer(&notary, vec![0; LONGEST_FIELD + 1]).await;
         assert!(
-            matches!(answer.outcome, AttestationOutcome::Refused { cause } if cause.contains("1025 bytes"))
+            matches!(answer.outcome, AttestationOutcome::Refused { cause, .. } if cause.contains("1025 bytes"))
         );
+    }
+
+    #[tokio::test]
+    async fn a_full_lane_is_told_as_such() {
+        let (_shut, module) = Fake::gated();
+        let notary = Notary::start(module).unwrap();
+        let mut waiting = tokio::task::JoinSet::new();
+        let busy = loop {
+            let notary = notary.clone();
+            waiting.spawn(async move { answer(&notary, vec![1]).await.outcome });
+            tokio::task::yield_now().await;
+            if let Some(outcome) = waiting.try_join_next() {
+                break outcome.unwrap();
+            }
+            assert!(waiting.len() <= crate::nsm::LANE + 1, "nobody is refused");
+        };
+        assert!(matches!(&busy, AttestationOutcome::Refused { busy: true, .. }), "{busy:?}");
+        let absent = answer(&Notary::absent("no such device"), vec![1]).await.outcome;
+        assert!(matches!(&absent, AttestationOutcome::Refused { busy: false, .. }), "{absent:?}");
     }
 
     #[tokio::test]

@@ -145,12 +145,12 @@ impl AttestedTls {
         Ok(stream)
     }
 
-    /// A document of this very session (see [`session`]). Outsiders ask for it.
+    /// A document of this very session (see [`session`]).
     async fn bind<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut TlsStream<S>) -> io::Result<()> {
         let mut challenge = session::Challenge::default();
         stream.read_exact(&mut challenge).await?;
         let nonce = session::nonce(stream.get_ref().1, &challenge).map_err(io::Error::other)?;
-        let document = self.document(Lane::Outsiders, Purpose::TlsSession, Some(nonce)).await;
+        let document = self.document(Lane::Sessions, Purpose::TlsSession, Some(nonce)).await;
         let answer = session::answer(&document.map_err(io::Error::other)?);
         stream.write_all(&answer.ok_or(io::ErrorKind::InvalidData)?).await?;
         stream.flush().await

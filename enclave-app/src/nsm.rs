@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! agent ────▶ [ lane ] ─┐
-//! outsiders ▶ [ lane ] ─┼─ in turns ─▶ one thread ─▶ /dev/nsm
+//! relay ────▶ [ lane ] ─┼─ in turns ─▶ one thread ─▶ /dev/nsm
+//! sessions ─▶ [ lane ] ─┤
 //! workload ─▶ [ lane ] ─┘
 //! ```
 //! The driver blocks, so the module has a thread of its own. The lanes take
@@ -27,8 +28,11 @@ pub(crate) const LANE: usize = 64;
 pub(crate) enum Lane {
     /// The agent for itself.
     Agent,
-    /// Whoever talks to the shim, or asks for a document of a TLS session.
-    Outsiders,
+    /// Whoever talks to the shim, which queues fairly.
+    Relay,
+    /// Clients that ask for a document of their TLS session: the agent cannot
+    /// tell one from another, so they share what a flood leaves.
+    Sessions,
     /// The workload, on its socket.
     Workload,
 }
@@ -167,7 +171,7 @@ struct Queue {
 
 #[derive(Default)]
 struct Lanes {
-    waiting: [VecDeque<Job>; 3],
+    waiting: [VecDeque<Job>; 4],
     /// Whose turn it is.
     turn: usize,
     closed: bool,
@@ -325,7 +329,7 @@ mod tests {
         // One with the module, LANE in the lane: the next must be refused at once.
         while refused == 0 {
             let (notary, own) = (notary.clone(), waiting.len());
-            waiting.spawn(async move { (own, number(&notary, Lane::Outsiders, own).await.0) });
+            waiting.spawn(async move { (own, number(&notary, Lane::Relay, own).await.0) });
             tokio::task::yield_now().await;
             while let Some(Ok((_, answer))) = waiting.try_join_next() {
                 assert!(matches!(answer, Err(AskError::Busy)));
@@ -348,7 +352,12 @@ mod tests {
         let notary = Notary::start(module).unwrap();
         let (told, mut order) = tokio::sync::mpsc::unbounded_channel();
         let mut waiting = tokio::task::JoinSet::new();
-        let lanes = [(Lane::Outsiders, 0..20), (Lane::Workload, 100..120), (Lane::Agent, 200..201)];
+        let lanes = [
+            (Lane::Sessions, 0..20),
+            (Lane::Workload, 100..120),
+            (Lane::Agent, 200..201),
+            (Lane::Relay, 300..301),
+        ];
         for (lane, numbers) in lanes {
             for own in numbers {
                 let (notary, told) = (notary.clone(), told.clone());
@@ -359,17 +368,19 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
-        (0..41).for_each(|_| open.send(()).unwrap());
+        (0..42).for_each(|_| open.send(()).unwrap());
         while waiting.join_next().await.is_some() {}
         let mut seen = Vec::new();
         while let Ok(own) = order.try_recv() {
             seen.push(own);
         }
-        assert_eq!(seen.len(), 41);
-        let place = seen.iter().position(|own| *own == 200).unwrap();
-        assert!(place <= 3, "the agent came {place}. in {seen:?}");
-        let outsiders = seen[..12].iter().filter(|own| **own < 100).count();
-        assert!((4..=7).contains(&outsiders), "not in turns: {seen:?}");
+        assert_eq!(seen.len(), 42);
+        for alone in [200, 300] {
+            let place = seen.iter().position(|own| *own == alone).unwrap();
+            assert!(place <= 4, "{alone} came {place}. in {seen:?}");
+        }
+        let sessions = seen[..14].iter().filter(|own| **own < 100).count();
+        assert!((5..=8).contains(&sessions), "not in turns: {seen:?}");
     }
 
     #[tokio::test]

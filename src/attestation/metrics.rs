@@ -47,6 +47,7 @@ impl Metrics {
         let outcome = match outcome {
             Ok(_) => "document",
             Err(NoDocument::Full { .. }) => "full",
+            Err(NoDocument::Busy(_)) => "busy",
             Err(NoDocument::NotRunning) => "not_running",
             Err(NoDocument::Refused(_)) => "refused",
             Err(NoDocument::Unreachable(_)) => "unreachable",

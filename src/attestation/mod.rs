@@ -65,6 +65,9 @@ pub(crate) enum NoDocument {
         /// When there may be room again.
         retry_after: Duration,
     },
+    /// The agent's own queue is full: other callers of the NSM got there first.
+    #[error("the enclave is busy: {0}")]
+    Busy(String),
     #[error("the enclave does not answer attestation requests now")]
     NotRunning,
     #[error("the agent refused: {0}")]

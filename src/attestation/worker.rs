@@ -69,7 +69,8 @@ impl Requests {
         self.metrics.nsm_took(Duration::from_micros(answer.nsm_us));
         match answer.outcome {
             AttestationOutcome::Document(document) => Ok(Vec::from(document).into()),
-            AttestationOutcome::Refused { cause } => Err(NoDocument::Refused(cause)),
+            AttestationOutcome::Refused { cause, busy: true } => Err(NoDocument::Busy(cause)),
+            AttestationOutcome::Refused { cause, busy: false } => Err(NoDocument::Refused(cause)),
         }
     }
 }

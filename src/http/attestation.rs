@@ -1,7 +1,7 @@
 //! /v1/attestation: a nonce in, a document out.
 //!
 //! Answers: 200, 400 bad nonce, 405, 408, 413, 429 queue full, 502 agent trouble,
-//! 503 not serving, 504 agent too slow. Errors are `{"error": TEXT}`. No page of
+//! 503 not serving or busy, 504 agent too slow. Errors are `{"error": TEXT}`. No page of
 //! another origin may read them: there is no CORS header, and none is wanted.
 
 use std::net::IpAddr;
@@ -22,6 +22,8 @@ use crate::attestation::{NoDocument, Nonce};
 /// Bytes of a POST: 1024 bytes of nonce in hex, and room for white space.
 const LONGEST_BODY: usize = 4 * 1024;
 const BODY_WITHIN: Duration = Duration::from_secs(10);
+/// The agent's queue is a second's work of the NSM or less.
+const BUSY_FOR: Duration = Duration::from_secs(1);
 
 pub(super) async fn answer(request: Request<Incoming>, pages: &Pages, client: IpAddr) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::POST) {
@@ -76,12 +78,17 @@ async fn read_nonce(request: Request<Incoming>) -> Result<Nonce, (StatusCode, St
 fn refusal(reason: &NoDocument) -> Answer {
     let code = match reason {
         NoDocument::Full { .. } => StatusCode::TOO_MANY_REQUESTS,
-        NoDocument::NotRunning => StatusCode::SERVICE_UNAVAILABLE,
+        NoDocument::Busy(_) | NoDocument::NotRunning => StatusCode::SERVICE_UNAVAILABLE,
         NoDocument::Refused(_) | NoDocument::Unreachable(_) => StatusCode::BAD_GATEWAY,
         NoDocument::Late => StatusCode::GATEWAY_TIMEOUT,
     };
     let mut answer = error(code, &reason.to_string());
-    if let NoDocument::Full { retry_after } = reason {
+    let retry_after = match reason {
+        NoDocument::Full { retry_after } => Some(*retry_after),
+        NoDocument::Busy(_) => Some(BUSY_FOR),
+        _ => None,
+    };
+    if let Some(retry_after) = retry_after {
         let seconds = HeaderValue::from(retry_after.as_secs_f64().ceil() as u64);
         answer.headers_mut().insert(RETRY_AFTER, seconds);
     }

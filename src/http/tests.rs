@@ -51,6 +51,30 @@ impl attestation::Agents for Never {
     }
 }
 
+/// An agent that signs nothing, for this reason.
+struct Refuses {
+    busy: bool,
+}
+
+impl attestation::Agents for Refuses {
+    type Stream = DuplexStream;
+
+    async fn dial(&self) -> Result<Conversation<DuplexStream>, SessionError> {
+        let (near, far) = tokio::io::duplex(16 * 1024);
+        let outcome = AttestationOutcome::Refused { cause: "a reason".into(), busy: self.busy };
+        tokio::spawn(async move {
+            let mut shim = Conversation::over(far);
+            while let Ok(AttestationRequest { .. }) = shim.receive().await {
+                let answer = AttestationAnswer { outcome: outcome.clone(), nsm_us: 0 };
+                if shim.send(&answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Conversation::over(near))
+    }
+}
+
 async fn serving() -> (SocketAddr, CancellationToken) {
     serving_from(Instantly).await
 }
@@ -237,4 +261,16 @@ async fn an_agent_that_does_not_answer_costs_a_client_five_seconds_and_not_the_l
     let (head, _) = answered(address, "GET /healthz HTTP/1.1\r\n", b"").await;
     assert!(head.starts_with("http/1.1 200 "), "{head}");
     stop.cancel();
+}
+
+#[tokio::test]
+async fn an_agent_that_is_busy_is_worth_another_try_and_one_that_refuses_is_not() {
+    for (busy, status, retry) in [(true, "503", true), (false, "502", false)] {
+        let (address, stop) = serving_from(Refuses { busy }).await;
+        let (head, reason) = answered(address, POST, br#"{"nonce": "c0ffee"}"#).await;
+        assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
+        assert_eq!(head.contains("\r\nretry-after: 1\r\n"), retry, "{head}");
+        assert!(String::from_utf8_lossy(&reason).contains("a reason"));
+        stop.cancel();
+    }
 }

@@ -119,7 +119,7 @@ fn decode<T: for<'a> Decode<'a, ()>>(body: &[u8]) -> Result<T, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ExitStatus, ToAgent, ToShim};
+    use crate::{AttestationAnswer, AttestationOutcome, ExitStatus, ToAgent, ToShim};
     use proptest::prelude::*;
 
     #[test]
@@ -138,6 +138,17 @@ mod tests {
             assert_eq!(received, sent, "cut into pieces of {cut}");
             assert!(reader.is_empty());
         }
+    }
+
+    #[test]
+    fn an_agent_that_does_not_tell_whether_it_is_busy_is_understood() {
+        // Refused, as agents say it that know of nothing but the cause.
+        let frame = [&[0, 0, 0, 8][..], b"\x82\x82\x01\x81\x62no\x07"].concat();
+        let mut reader = FrameReader::new();
+        reader.push(&frame);
+        let outcome = AttestationOutcome::Refused { cause: "no".into(), busy: false };
+        let answer = AttestationAnswer { outcome, nsm_us: 7 };
+        assert_eq!(reader.next_message(), Ok(Some(answer)));
     }
 
     #[test]

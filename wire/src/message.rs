@@ -364,6 +364,11 @@ pub enum AttestationOutcome {
         /// One line for the client.
         #[n(0)]
         cause: String,
+        /// True when the NSM has too many requests at the moment; absent from
+        /// agents that do not tell.
+        #[n(1)]
+        #[cbor(default)]
+        busy: bool,
     },
 }
 
