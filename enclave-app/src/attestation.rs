@@ -4,11 +4,13 @@
 //! these documents are null. They belong to the workload and to the agent; a
 //! client that could set them could bind its own key to somebody else's enclave.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use minicbor::bytes::ByteVec;
 use nitro_device::nsm::Attestation;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 use wire::{AttestationAnswer, AttestationOutcome, AttestationRequest};
 
 use crate::claim::{Claim, NotAdmitted, Purpose};
@@ -18,6 +20,8 @@ use crate::nsm::{AskError, Lane, Notary};
 
 /// The NSM's own limit in bytes, of every field.
 pub(crate) const LONGEST_FIELD: usize = 1024;
+/// The shim waits no longer for a document.
+const WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves one connection: one request at a time, until it ends.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
@@ -27,8 +31,23 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), NotAdmitted> {
     let mut frames = Frames::new(stream);
     claim.greet(Purpose::Attestation, &mut frames).await?;
-    while let Some(AttestationRequest { nonce }) = frames.receive().await? {
-        frames.send(&answer(notary, nonce.into()).await).await?;
+    let mut next = frames.receive().await?;
+    while let Some(AttestationRequest { nonce }) = next {
+        let mut answer = pin!(answer(notary, nonce.into()));
+        // The shim asks one at a time: what comes meanwhile is the connection's end,
+        // and nobody waits for the answer any more.
+        let (early, answer) = tokio::select! {
+            answer = answer.as_mut() => (None, answer),
+            early = frames.receive() => match early? {
+                None => return Ok(()),
+                early => (early, answer.await),
+            },
+        };
+        frames.send(&answer).await?;
+        next = match early {
+            Some(request) => Some(request),
+            None => frames.receive().await?,
+        };
     }
     Ok(())
 }
@@ -41,7 +60,10 @@ async fn answer(notary: &Notary, nonce: Vec<u8>) -> AttestationAnswer {
     let sign = move |module: &mut dyn crate::nsm::Module| {
         module.attest(&Attestation { nonce: Some(&nonce), user_data: None, public_key: None })
     };
-    let (signed, took) = notary.ask(Lane::Relay, sign).await;
+    let (signed, took) = match timeout(WITHIN, notary.ask(Lane::Relay, sign)).await {
+        Ok(signed) => signed,
+        Err(_) => return reply(late(), WITHIN),
+    };
     let outcome = match signed {
         Ok(document) => AttestationOutcome::Document(ByteVec::from(document)),
         Err(error) => {
@@ -52,6 +74,10 @@ async fn answer(notary: &Notary, nonce: Vec<u8>) -> AttestationAnswer {
     reply(outcome, took)
 }
 
+fn late() -> AttestationOutcome {
+    AttestationOutcome::Refused { cause: "the NSM did not answer in time".to_owned(), busy: false }
+}
+
 fn reply(outcome: AttestationOutcome, took: Duration) -> AttestationAnswer {
     AttestationAnswer { outcome, nsm_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX) }
 }
@@ -60,7 +86,7 @@ fn reply(outcome: AttestationOutcome, took: Duration) -> AttestationAnswer {
 mod tests {
     use super::*;
     use crate::nsm::fake::Fake;
-    use tokio::io::duplex;
+    use tokio::io::{DuplexStream, duplex};
     use wire::{Greeting, Hello, PROTOCOL, SessionToken};
 
     fn document(answer: AttestationAnswer) -> Vec<u8> {
@@ -78,6 +104,55 @@ mod tests {
         assert!(
             matches!(answer.outcome, AttestationOutcome::Refused { cause, .. } if cause.contains("1025 bytes"))
         );
+    }
+
+    /// The claim of a shim, and its hello.
+    async fn claimed() -> (Hello, Claim) {
+        let hello = Hello { version: PROTOCOL, token: SessionToken::from_random([1; 16]) };
+        let claim = Claim::default();
+        let (near, far) = duplex(64 * 1024);
+        let mut owner = Frames::new(far);
+        owner.send(&hello).await.unwrap();
+        claim.greet(Purpose::Control, &mut Frames::new(near)).await.unwrap();
+        (hello, claim)
+    }
+
+    /// The shim's side of a connection on which it has asked for a document.
+    async fn asked(hello: &Hello, far: DuplexStream) -> Frames<DuplexStream> {
+        let mut shim = Frames::new(far);
+        shim.send(hello).await.unwrap();
+        assert!(matches!(shim.receive().await.unwrap(), Some(Greeting::Welcome { .. })));
+        shim.send(&AttestationRequest { nonce: b"nonce".to_vec().into() }).await.unwrap();
+        shim
+    }
+
+    #[tokio::test]
+    async fn whoever_hangs_up_is_not_answered() {
+        let (_shut, module) = Fake::gated();
+        let notary = Notary::start(module).unwrap();
+        let (hello, claim) = claimed().await;
+        let (near, far) = duplex(64 * 1024);
+        let hangs_up = async { drop(asked(&hello, far).await) };
+        let (served, ()) = tokio::join!(timeout(2 * WITHIN, serve(&claim, &notary, near)), hangs_up);
+        served.expect("the module, which answers nobody, is waited for").unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_the_shim_does() {
+        let (_shut, module) = Fake::gated();
+        let notary = Notary::start(module).unwrap();
+        let (hello, claim) = claimed().await;
+        let (near, far) = duplex(64 * 1024);
+        let begun = tokio::time::Instant::now();
+        let waits = async {
+            let answer: Option<AttestationAnswer> = asked(&hello, far).await.receive().await.unwrap();
+            answer.unwrap().outcome
+        };
+        let serving = timeout(10 * WITHIN, serve(&claim, &notary, near));
+        let (served, outcome) = tokio::join!(serving, waits);
+        served.expect("the module, which answers nobody, is waited for").unwrap();
+        assert_eq!(outcome, late());
+        assert_eq!(begun.elapsed(), WITHIN);
     }
 
     #[tokio::test]
@@ -102,13 +177,7 @@ mod tests {
     #[tokio::test]
     async fn requests_on_one_connection_are_answered_in_order_and_hold_the_nonce_alone() {
         let notary = Notary::start(Fake::open()).unwrap();
-        let claim = Claim::default();
-        let hello = Hello { version: PROTOCOL, token: SessionToken::from_random([1; 16]) };
-        let (near, far) = duplex(64 * 1024);
-        let mut owner = Frames::new(far);
-        owner.send(&hello).await.unwrap();
-        claim.greet(Purpose::Control, &mut Frames::new(near)).await.unwrap();
-
+        let (hello, claim) = claimed().await;
         let (near, far) = duplex(64 * 1024);
         let mut client = Frames::new(far);
         let client_side = async {

@@ -7,14 +7,14 @@
 //! workload ─▶ [ lane ] ─┘
 //! ```
 //! The driver blocks, so the module has a thread of its own. The lanes take
-//! turns and each holds at most [`LANE`] requests: neither a flood of
-//! outsiders nor a busy workload keeps the agent from renewing its certificate,
-//! nor one of them the other from its documents.
+//! turns and each holds at most [`LANE`] requests that somebody waits for:
+//! neither a flood of outsiders nor a busy workload keeps the agent from
+//! renewing its certificate, nor one of them the other from its documents.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use nitro_device::nsm::{Attestation, Description, Nsm, NsmError, PcrState};
@@ -89,7 +89,17 @@ pub(crate) enum AskError {
 /// An answer and how long the module took for it.
 pub(crate) type Timed<T> = (Result<T, AskError>, Duration);
 
-type Job = Box<dyn FnOnce(&mut dyn Module) + Send>;
+struct Job {
+    work: Box<dyn FnOnce(&mut dyn Module) + Send>,
+    /// Lives for as long as somebody waits for the answer.
+    caller: Weak<()>,
+}
+
+impl Job {
+    fn is_awaited(&self) -> bool {
+        self.caller.strong_count() > 0
+    }
+}
 
 /// Asks the module, or says why there is none. The thread ends with the last copy.
 #[derive(Debug, Clone)]
@@ -106,7 +116,7 @@ impl Notary {
         let entrance = Arc::new(Entrance(Arc::clone(&queue)));
         std::thread::Builder::new().name("nsm".to_owned()).spawn(move || {
             while let Some(job) = queue.next() {
-                job(&mut module);
+                (job.work)(&mut module);
             }
         })?;
         Ok(Notary(Ok(entrance)))
@@ -123,7 +133,7 @@ impl Notary {
     }
 
     /// Has `work` done when it is this lane's turn. A caller that has gone
-    /// meanwhile costs the module nothing.
+    /// meanwhile costs the module nothing, and nobody a place.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -134,19 +144,15 @@ impl Notary {
             Err(cause) => return (Err(AskError::Absent(Arc::clone(cause))), Duration::ZERO),
         };
         let (answer, answered) = oneshot::channel();
-        let pushed = queue.push(
-            lane,
-            Box::new(move |module| {
-                if answer.is_closed() {
-                    return;
-                }
-                let begun = Instant::now();
-                let result = work(module);
-                // The caller may have gone away meanwhile.
-                let _ = answer.send((result, begun.elapsed()));
-            }),
-        );
-        if !pushed {
+        // Dropped with this future.
+        let caller = Arc::new(());
+        let work = Box::new(move |module: &mut dyn Module| {
+            let begun = Instant::now();
+            let result = work(module);
+            // The caller may have gone away meanwhile.
+            let _ = answer.send((result, begun.elapsed()));
+        });
+        if !queue.push(lane, Job { work, caller: Arc::downgrade(&caller) }) {
             return (Err(AskError::Busy), Duration::ZERO);
         }
         match answered.await {
@@ -182,6 +188,9 @@ impl Queue {
         let mut lanes = self.lanes();
         let waiting = &mut lanes.waiting[lane as usize];
         if waiting.len() >= LANE {
+            waiting.retain(Job::is_awaited);
+        }
+        if waiting.len() >= LANE {
             return false;
         }
         waiting.push_back(job);
@@ -211,9 +220,11 @@ impl Queue {
 impl Lanes {
     fn next(&mut self) -> Option<Job> {
         let count = self.waiting.len();
+        let mut awaited =
+            |lane: usize| std::iter::from_fn(|| self.waiting[lane].pop_front()).find(Job::is_awaited);
         let (turn, job) = (0..count)
             .map(|step| (self.turn + step) % count)
-            .find_map(|lane| Some((lane, self.waiting[lane].pop_front()?)))?;
+            .find_map(|lane| Some((lane, awaited(lane)?)))?;
         self.turn = (turn + 1) % count;
         Some(job)
     }
@@ -381,6 +392,38 @@ mod tests {
         }
         let sessions = seen[..14].iter().filter(|own| **own < 100).count();
         assert!((5..=8).contains(&sessions), "not in turns: {seen:?}");
+    }
+
+    #[tokio::test]
+    async fn whoever_has_gone_holds_no_place_in_a_full_lane() {
+        let (open, module) = Fake::gated();
+        let notary = Notary::start(module).unwrap();
+        let mut gone = tokio::task::JoinSet::new();
+        let (begun, begins) = oneshot::channel();
+        gone.spawn({
+            let notary = notary.clone();
+            let first =
+                |module: &mut dyn Module| begun.send(()).map_or(Ok(0), |()| module.random().map(|_| 0));
+            async move { notary.ask(Lane::Relay, first).await }
+        });
+        begins.await.unwrap();
+        for own in 0..LANE {
+            let notary = notary.clone();
+            gone.spawn(async move { number(&notary, Lane::Relay, own).await });
+            tokio::task::yield_now().await;
+        }
+        gone.shutdown().await;
+        let mut after = Box::pin(number(&notary, Lane::Relay, 1000));
+        assert!(is_pending(&mut after), "refused for the sake of those who have gone");
+        // One for the first, which is with the module already.
+        open.send(()).unwrap();
+        open.send(()).unwrap();
+        assert_eq!(after.await.0.unwrap(), 1000);
+    }
+
+    fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        std::pin::Pin::new(future).poll(&mut context).is_pending()
     }
 
     #[tokio::test]
