@@ -212,7 +212,8 @@ impl Policy {
     }
 
     /// Accepts enclaves in debug mode, whose application nobody measured and
-    /// whose console anyone on the host can read.
+    /// whose console anyone on the host can read. Their PCR0, 1, 2 and 8 are
+    /// zero, so only [`Self::any_measurement_insecure`] accepts them then.
     pub fn allow_debug_insecure(mut self) -> Self {
         self.allow_debug = true;
         self

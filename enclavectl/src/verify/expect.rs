@@ -27,8 +27,8 @@ pub(crate) struct Expectations {
     /// Accept a document of up to this age, in seconds [default: 300]
     #[arg(long, value_name = "S")]
     max_age: Option<u64>,
-    /// Accept an enclave in debug mode, whose application is not measured
-    #[arg(long)]
+    /// Accept an enclave in debug mode, whose application is not measured; only with --any-measurement
+    #[arg(long, conflicts_with_all = ["pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8", "pcr", "eif", "pod_env", "policy"])]
     allow_debug: bool,
     /// Refuse fields that this version does not know
     #[arg(long)]
