@@ -242,6 +242,41 @@ fn bindings_match_whole() {
     ]);
 }
 
+#[cfg(feature = "policy-file")]
+#[test]
+fn what_a_policy_file_demands_beside_measurements_is_demanded() {
+    fn file(f: &mut Fixture, demand: &str) {
+        let build = format!("version: 1\nnonce: waived\nbuilds: [{{pcrs: {{PCR0: {}}}}}]\n", "a0".repeat(48));
+        f.policy = attestation::PolicyFile::parse(&format!("{build}{demand}\n")).unwrap().policy();
+        f.set("user_data", bstr(b"bound"));
+        f.set("public_key", bstr(b"a key"));
+    }
+    check(&[
+        ("nothing more", |f| file(f, ""), "accepted"),
+        ("its user_data", |f| file(f, "user_data: '626f756e64'"), "accepted"),
+        ("other user_data", |f| file(f, "user_data: '626f756e65'"), "policy.user-data"),
+        ("its public_key", |f| file(f, "public_key: '61206b6579'"), "accepted"),
+        ("other public_key", |f| file(f, "public_key: '61206b657a'"), "policy.public-key"),
+        ("no unknown field", |f| file(f, "refuse_unknown_fields: true"), "accepted"),
+        (
+            "an unknown field",
+            |f| {
+                file(f, "refuse_unknown_fields: true");
+                f.set("novelty", uint(1));
+            },
+            "policy.unknown-field",
+        ),
+        (
+            "an unknown field that is let pass",
+            |f| {
+                file(f, "refuse_unknown_fields: false");
+                f.set("novelty", uint(1));
+            },
+            "accepted",
+        ),
+    ]);
+}
+
 #[test]
 fn a_development_chain_is_refused_by_awss_root() {
     let fixture = Fixture::honest();
