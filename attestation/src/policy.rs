@@ -60,6 +60,10 @@ pub enum PolicyError {
     /// PCR0, 1 or 2 is expected to be zero, which every debug enclave satisfies.
     #[error("PCR{0} is expected to be zero, as in debug mode")]
     Zero(u8),
+    /// PCR1 is named and neither PCR0 nor PCR2: a later ramdisk may overwrite
+    /// what it measures.
+    #[error("PCR1 is named without PCR0 or PCR2, so another ramdisk could replace the agent")]
+    Replaceable,
     /// None of the named registers pins the application.
     #[error("none of PCR0, PCR2 and PCR8 is named, so any application would pass")]
     Weak,
@@ -132,8 +136,9 @@ impl PolicyViolation {
 
 impl Policy {
     /// Accepts the build with these registers. PCR0 (image) or PCR2
-    /// (application) must be among them, or PCR8 (signing certificate): PCR1
-    /// alone proves neither the application nor the agent.
+    /// (application) must be among them, or PCR8 (signing certificate) without
+    /// PCR1: that alone proves neither the application nor the agent, because
+    /// a later ramdisk may overwrite the agent.
     ///
     /// # Errors
     /// [`PolicyError`] when the registers would pin nothing.
@@ -304,9 +309,11 @@ fn checked(build: impl IntoIterator<Item = (u8, Pcr)>) -> Result<Build, PolicyEr
         checked.push((index, pcr));
     }
     let pins = |(index, pcr): &(u8, Pcr)| PINNING_PCRS.contains(index) && *pcr != ZERO;
+    let names = |wanted: u8| checked.iter().any(|(index, _)| *index == wanted);
     match checked.is_empty() {
         true => Err(PolicyError::Empty),
         false if !checked.iter().any(pins) => Err(PolicyError::Weak),
+        false if names(1) && !names(0) && !names(2) => Err(PolicyError::Replaceable),
         false => Ok(checked),
     }
 }

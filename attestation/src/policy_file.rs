@@ -334,6 +334,8 @@ mod tests {
         assert_eq!(builds("[]"), "policy lists no build");
         assert!(builds("[{pcrs: {}}]").contains("no PCR is named"));
         assert!(builds(&format!("[{{name: x, pcrs: {{PCR1: {}}}}}]", pcr(A))).starts_with("x: none of PCR0"));
+        let signed = format!("[{{pcrs: {{PCR1: {0}, PCR8: {0}}}}}]", pcr(A));
+        assert!(builds(&signed).contains("PCR1 is named without"));
         assert!(builds(&format!("[{{pcrs: {{PCR0: '{}'}}}}]", pcr("00"))).contains("as in debug mode"));
         assert_eq!(
             reason(file(&format!("pcrs: {{PCR0: {}}}\n", pcr(B)))),

@@ -191,6 +191,7 @@ fn a_policy_that_pins_nothing_cannot_be_built() {
     assert_eq!(build(&[(0, ZERO), (1, ZERO), (2, ZERO)]), PolicyError::Zero(0));
     assert_eq!(build(&[(0, [1; 48]), (2, ZERO)]), PolicyError::Zero(2));
     assert_eq!(build(&[(1, [1; 48])]), PolicyError::Weak);
+    assert_eq!(build(&[(1, [1; 48]), (8, [1; 48])]), PolicyError::Replaceable);
     assert_eq!(build(&[(3, [1; 48]), (4, [1; 48])]), PolicyError::Weak);
     assert_eq!(build(&[(8, ZERO)]), PolicyError::Weak);
     assert_eq!(build(&[(32, [1; 48])]), PolicyError::Index(32));

@@ -138,7 +138,7 @@ fn the_root_is_awss_unless_another_is_named() {
 fn a_choice_that_was_not_made_is_a_usage_error() {
     let pcr = "11".repeat(48);
     let zero = "00".repeat(48);
-    let cases: [&[&str]; 13] = [
+    let cases: [&[&str]; 14] = [
         &[],
         &["--any-measurement"],
         &["--no-nonce"],
@@ -150,6 +150,7 @@ fn a_choice_that_was_not_made_is_a_usage_error() {
         &["--any-measurement", "--no-nonce", "--at", SIGNED_AT, "--document-time"],
         &["--no-nonce", "--pcr0", &zero],
         &["--no-nonce", "--pcr1", &pcr],
+        &["--no-nonce", "--pcr1", &pcr, "--pcr8", &pcr],
         &["--no-nonce", "--pcr0", &pcr, "--allow-debug"],
         &["--no-nonce", "--pcr0", "1234"],
     ];
