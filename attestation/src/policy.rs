@@ -231,6 +231,17 @@ impl Policy {
         self
     }
 
+    /// Whether the register `index` is compared in the build that matched
+    /// (see [`crate::Verified::build`]).
+    pub fn compares(&self, build: Option<usize>, index: u8) -> bool {
+        match (&self.measurements, build) {
+            (Measurements::OneOf(builds), Some(build)) => {
+                builds.get(build).is_some_and(|build| build.iter().any(|(named, _)| *named == index))
+            }
+            _ => false,
+        }
+    }
+
     /// The index of the build that matches; `None` where any measurement does.
     pub(crate) fn check(&self, claims: &Claims<'_>) -> Result<Option<usize>, PolicyViolation> {
         if self.refuse_unknown_fields && claims.has_unknown_field {

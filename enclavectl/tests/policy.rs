@@ -11,9 +11,9 @@ mod support;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use attestation::Untrusted;
+use attestation::{Pcr, Untrusted, environment};
 use support::encode::bstr;
-use support::signer::{Fixture, honest_pcrs};
+use support::signer::{Certificate, Fixture, LEAF, honest_pcrs};
 use tempfile::TempDir;
 
 const SIGNED_AT: &str = "2026-01-15T12:00:00Z";
@@ -24,6 +24,8 @@ const NONCE: &str = "6672657368";
 struct Bench {
     directory: TempDir,
     root: String,
+    fixture: Fixture,
+    pcrs: Vec<(u8, Pcr)>,
 }
 
 impl Bench {
@@ -46,13 +48,21 @@ impl Bench {
         });
         write("app.json", measurements.to_string().as_bytes());
         let mut fixture = Fixture::honest();
+        fixture.bundle = Some(fixture.certificates[..LEAF].iter().map(Certificate::der).collect());
         fixture.set_pcrs(&pcrs);
         fixture.set("nonce", bstr(&hex::decode(NONCE).unwrap()));
         let document = fixture.document();
         write("document", &document);
         let root = Untrusted::parse(&document).unwrap().claimed_certificates().next().unwrap().to_vec();
         let root = hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &root));
-        Self { directory, root }
+        Self { directory, root, fixture, pcrs }
+    }
+
+    /// Signs the document again, with another register.
+    fn extend(&mut self, register: (u8, Pcr)) {
+        self.pcrs.push(register);
+        self.fixture.set_pcrs(&self.pcrs);
+        std::fs::write(self.path("document"), self.fixture.document()).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -138,6 +148,32 @@ fn the_report_names_the_build_that_matched() {
     assert_eq!(report["build"], "app.eif");
     let checked = String::from_utf8(bench.run(&["policy", "check", "policy.yaml"]).stdout).unwrap();
     assert_eq!(checked, "policy.yaml: accepts other.eif, app.eif; a fresh nonce is demanded\n");
+}
+
+#[test]
+fn the_pods_variables_that_nobody_compared_are_told() {
+    let mut bench = Bench::new();
+    let told = |bench: &Bench, expected: &[&str]| {
+        let fresh = ["--root-fingerprint", &bench.root, "--at", SIGNED_AT, "--nonce", NONCE];
+        let output = bench.run(&[&["verify", "document"], expected, &fresh].concat());
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{expected:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap().contains("NOT CHECKED: PCR16")
+    };
+    assert!(!told(&bench, &["--eif", "app.eif"]), "the document has no such register");
+    bench.extend((16, environment::pcr([("MODE", "fast")])));
+    assert!(told(&bench, &["--eif", "app.eif"]));
+    assert!(told(&bench, &["--any-measurement"]));
+    assert!(!told(&bench, &["--eif", "app.eif", "--pod-env", "MODE=fast"]));
+    for (arguments, unchecked) in [(&["app.eif"][..], true), (&["app.eif", "--pod-env", "MODE=fast"], false)]
+    {
+        assert_eq!(bench.verdict(arguments, &["--at", SIGNED_AT, "--nonce", NONCE]), 0);
+        assert_eq!(told(&bench, &["--policy", "policy.yaml"]), unchecked, "{arguments:?}");
+    }
 }
 
 #[test]

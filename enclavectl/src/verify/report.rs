@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
+use attestation::environment::REGISTER;
 use attestation::{Class, Clock, Pcr, Verified};
 use serde::{Serialize, Serializer};
 
@@ -26,6 +27,9 @@ pub(crate) struct Report {
     /// The pod's variables that PCR16 holds, where they were given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pod_env: Vec<String>,
+    /// PCR16 holds something and nothing was compared with it.
+    #[serde(skip)]
+    pod_env_unchecked: bool,
     debug: bool,
     root_fingerprint: String,
     pcrs: Registers,
@@ -94,6 +98,8 @@ impl Report {
             checked,
             build: expected.build_name(verified.build()).map(str::to_owned),
             pod_env: expected.pod_env.iter().map(ToString::to_string).collect(),
+            pod_env_unchecked: verified.pcr(REGISTER).is_some_and(|pcr| pcr.iter().any(|byte| *byte != 0))
+                && !expected.policy.compares(verified.build(), REGISTER),
             debug: verified.is_debug(),
             root_fingerprint: hex::encode(verified.root_fingerprint()),
             pcrs: verified.pcrs().collect(),
@@ -124,6 +130,12 @@ impl Report {
             writeln!(out, "handshake signed by the enclave's key")?;
         } else if !self.checked.nonce {
             writeln!(out, "NOT CHECKED: nonce, so this may be a replay")?;
+        }
+        if self.pod_env_unchecked {
+            writeln!(
+                out,
+                "NOT CHECKED: PCR16, so where the image lets it the pod may have set any variables"
+            )?;
         }
         if self.debug {
             writeln!(out, "DEBUG MODE: the application is not measured")?;
