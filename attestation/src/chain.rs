@@ -59,7 +59,7 @@ pub enum ChainError {
     Expired {
         /// Which certificate.
         position: Position,
-        /// End of its validity, in seconds since the epoch.
+        /// Last second of its validity, since the epoch.
         not_after: i64,
     },
     /// A certificate has not begun.
@@ -152,7 +152,7 @@ impl<'a> Chain<'a> {
         issuers.chain([(Position::Leaf, &self.leaf)])
     }
 
-    /// First moment at which some certificate has ended, in seconds since the epoch.
+    /// Last second at which every certificate is valid, since the epoch.
     pub(crate) fn not_after(&self) -> i64 {
         self.certificates().map(|(_, certificate)| certificate.not_after).min().unwrap_or(i64::MIN)
     }
