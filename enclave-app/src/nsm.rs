@@ -89,8 +89,10 @@ pub(crate) enum AskError {
 /// An answer and how long the module took for it.
 pub(crate) type Timed<T> = (Result<T, AskError>, Duration);
 
+type Work = Box<dyn FnOnce(&mut dyn Module) + Send>;
+
 struct Job {
-    work: Box<dyn FnOnce(&mut dyn Module) + Send>,
+    work: Work,
     /// Lives for as long as somebody waits for the answer.
     caller: Weak<()>,
 }

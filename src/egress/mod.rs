@@ -19,6 +19,7 @@ mod tunnel;
 use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,7 +156,7 @@ impl Egress {
         let (carrier, seat) = carriers.place();
         let carry = async move {
             let abort = egress.abort.clone();
-            let carried = egress.carry(dial, &session);
+            let carried = pin!(egress.carry(dial, &session));
             let ended = abort.run_until_cancelled(carried).await.unwrap_or(Ok(Outcome::Aborted));
             egress.metrics.ended(ended.unwrap_or_else(|not_connected| not_connected.outcome));
             if let Err(NotConnected { told, .. }) = ended {

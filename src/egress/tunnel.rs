@@ -12,6 +12,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -153,7 +154,7 @@ impl Egress {
         let caller = OwnedFd::from(caller);
         let (carrier, seat) = carriers.place();
         let carry = async move {
-            let carried = egress.carry_tunnelled(caller, &to, &policy);
+            let carried = pin!(egress.carry_tunnelled(caller, &to, &policy));
             let outcome = egress.abort.run_until_cancelled(carried).await.unwrap_or(Outcome::Aborted);
             egress.metrics.ended(outcome);
             drop(seat);

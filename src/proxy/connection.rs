@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -79,7 +80,8 @@ async fn through(
     let is_alive =
         door.session.clone().map(|session| move || Box::pin(async move { session.is_alive().await }));
     let bytes = &terms.metrics.carried.bytes;
-    let relay = relay::relay_witnessed(client, enclave, bytes, options, is_alive);
+    // Pinned here: handed over by value it would be held twice.
+    let relay = pin!(relay::relay_witnessed(client, enclave, bytes, options, is_alive));
     let Some(ended) = terms.abort.run_until_cancelled(relay).await else { return (Outcome::Aborted, None) };
     let outcome = match ended {
         Ok(Moved { to_vsock, from_vsock }) => {
