@@ -111,9 +111,15 @@ impl Container {
         client::get(self.address(port), path).unwrap()
     }
 
-    /// The container's first process as this machine numbers it.
+    /// The container's first process as this machine numbers it, once runc has said so.
     pub fn pid(&self) -> u32 {
-        std::fs::read_to_string(self.pod.bundle.join("pid")).unwrap().trim().parse().unwrap()
+        let mut pid = None;
+        super::within(Duration::from_secs(20), "runc has started the container", || {
+            let text = std::fs::read_to_string(self.pod.bundle.join("pid")).ok();
+            pid = text.and_then(|text| text.trim().parse().ok());
+            pid.is_some()
+        });
+        pid.unwrap()
     }
 
     /// Stops it as kubelet does: SIGTERM, and no longer than the pod's grace.
