@@ -97,7 +97,7 @@ fn finish(soak: Child) -> u64 {
 fn idle(shim: &mut Shim) {
     within(Duration::from_secs(40), "no connection is open and no task is left", || {
         shim.metric("enclave_shim_ingress_connections_open ") == Some(0.0)
-            && shim.metric("enclave_shim_ingress_tasks ") == Some(0.0)
+            && shim.metric("enclave_shim_carrier_tasks ") == Some(0.0)
     });
 }
 

@@ -1,5 +1,6 @@
-//! Compares what will boot with what was promised: the measurements are taken
-//! over the loaded memory, after which nobody but the enclave touches it.
+//! Compares what will boot with what was promised. The measurements are taken
+//! over the loaded memory, after which nobody but the enclave touches it; a dry
+//! run loads nothing and measures the file.
 
 use eif::{Image, ImageError, Measurements, Pcr};
 use nitro_device::HugeRegion;
@@ -21,10 +22,7 @@ pub(super) fn check(
     let blamed = |source| BootError::Image { path: image.path.clone(), source };
     let (_, measured) =
         Image::parse_pieces_measured(loaded(memory, offset, image.needs.file)).map_err(blamed)?;
-    match mismatch(&config.expect, image.signed, &measured) {
-        Some(source) => Err(BootError::WrongImage { path: image.path.clone(), source: Box::new(source) }),
-        None => Ok(true),
-    }
+    compare(config, image, &measured).map(|()| true)
 }
 
 /// For a dry run, which loads nothing: compares the file.
@@ -36,7 +34,11 @@ pub(crate) fn compare_pins(config: &Config, image: &CheckedImage) -> Result<(), 
     let opened = image.file.try_clone();
     let file = opened.map_err(|source| blamed(ImageError::Open { path: image.path.clone(), source }))?;
     let measured = Image::read(file).and_then(|image| image.measure()).map_err(blamed)?;
-    match mismatch(&config.expect, image.signed, &measured) {
+    compare(config, image, &measured)
+}
+
+fn compare(config: &Config, image: &CheckedImage, measured: &Measurements) -> Result<(), BootError> {
+    match mismatch(&config.expect, image.signed, measured) {
         Some(source) => Err(BootError::WrongImage { path: image.path.clone(), source: Box::new(source) }),
         None => Ok(()),
     }

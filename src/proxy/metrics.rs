@@ -91,8 +91,8 @@ pub(super) struct Tasks(pub(super) Weak<Carriers>);
 
 impl Collector for Tasks {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let help = "Tasks that carry a connection now";
-        let encoder = encoder.encode_descriptor("ingress_tasks", help, None, MetricType::Gauge)?;
+        let help = "Tasks on the threads that carry: one a connection, either way, and the resolver's own";
+        let encoder = encoder.encode_descriptor("carrier_tasks", help, None, MetricType::Gauge)?;
         let tasks = self.0.upgrade().map_or(0, |carriers| carriers.tasks());
         ConstGauge::new(i64::try_from(tasks).unwrap_or(i64::MAX)).encode(encoder)
     }
